@@ -1,0 +1,85 @@
+//! What a memory image needs of the host that resumes it, and what isolation is in force.
+
+use serde::{Deserialize, Serialize};
+
+/// Which virtual machine monitor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HypervisorKind {
+    /// Cloud Hypervisor, for production.
+    CloudHypervisor,
+    /// QEMU, for hosts without hardware virtualization or without Cloud Hypervisor.
+    Qemu,
+}
+
+impl HypervisorKind {
+    /// The name in configuration, API and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CloudHypervisor => "cloud_hypervisor",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// What executes the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accelerator {
+    /// The kernel's hardware virtualization.
+    Kvm,
+    /// QEMU's translator.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The name in configuration, API and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// Everything that must be equal where a template or snapshot was saved and where it is resumed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fit {
+    /// The monitor.
+    pub hypervisor: HypervisorKind,
+    /// Its version, as it prints it.
+    pub version: String,
+    /// The versioned machine type, as in `pc-q35-7.2`.
+    pub machine: String,
+    /// What executes the guest.
+    pub accelerator: Accelerator,
+    /// The processor model given to the guest.
+    pub cpu_model: String,
+    /// Processor features that the model doesn't fix, sorted.
+    pub cpu_features: Vec<String>,
+}
+
+/// How a guest reaches networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestNetwork {
+    /// Not at all.
+    None,
+}
+
+/// The isolation in force on a node, with the reason for it, as logs, API and status show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Isolation {
+    /// The monitor.
+    pub hypervisor: HypervisorKind,
+    /// What executes the guest.
+    pub accelerator: Accelerator,
+    /// Why these two, as one sentence: what was asked for, what the probe found.
+    pub reason: String,
+    /// Whether guest processes have randomized addresses (off under TCG, where it costs 20-40 ms an exec).
+    pub guest_address_randomization: bool,
+    /// The guests' network.
+    pub network: GuestNetwork,
+}

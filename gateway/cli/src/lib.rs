@@ -1,0 +1,1 @@
+//! The client commands of atoll: sandboxes, snapshots, keys, regions and status over the API.

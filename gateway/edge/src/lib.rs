@@ -1,0 +1,1 @@
+//! The HTTP edge: listeners, authentication, routing, relay and the API facades.

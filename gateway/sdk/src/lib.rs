@@ -1,0 +1,1 @@
+//! The client of Atoll's own API, for the command line and for programs.

@@ -1,0 +1,230 @@
+//! The trait, what a machine is made from, and errors.
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use fabric_types::{Fit, Isolation, Shape};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+/// Where a machine's files lie. Every path in it is the machine's own; nothing else is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmFolder {
+    /// The persistent folder: keeper state (`vm.json`), console log, device state. Private to the machine.
+    pub dir: PathBuf,
+    /// The short run folder for its sockets (`k` keeper, `q` monitor, `c` guest channel): a full path ends at 107 bytes.
+    pub run: PathBuf,
+}
+
+/// The image that every machine starts from, read-only and shared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagePaths {
+    /// The kernel (bzImage).
+    pub kernel: PathBuf,
+    /// The initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// The EROFS root file system.
+    pub root: PathBuf,
+}
+
+/// What the machine's memory starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum MemorySource {
+    /// Kernel and initramfs; memory private to the machine.
+    Boot,
+    /// Kernel and initramfs, with memory in a file that `save_template` completes.
+    BootTemplate {
+        /// The folder that becomes the template.
+        template: PathBuf,
+    },
+    /// A clone of a saved template: its memory mapped privately, its device state loaded; it is paused until `resume`.
+    Clone {
+        /// The template's folder.
+        template: PathBuf,
+    },
+    /// A snapshot: the template's memory, the private pages laid over it, the snapshot's device state; paused until `resume`.
+    Restore {
+        /// The template's folder.
+        template: PathBuf,
+        /// The snapshot as `snapshot` wrote it, or as it was put together again from chunks.
+        snapshot: SnapshotFiles,
+    },
+}
+
+/// A machine's specification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// For logs and process titles: a sandbox, pool or template id.
+    pub label: String,
+    /// Its files.
+    pub folder: VmFolder,
+    /// vCPU and memory. (The disk's size is the file's.)
+    pub shape: Shape,
+    /// Kernel, initramfs and root file system.
+    pub image: ImagePaths,
+    /// The machine's own writable disk: raw, sparse, already made.
+    pub disk: PathBuf,
+    /// Where memory comes from.
+    pub memory: MemorySource,
+}
+
+/// What one stop of a machine left on disk. `pages` is the machine's private memory: runs of changed pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotFiles {
+    /// Device state, opaque to all but the driver.
+    pub device_state: PathBuf,
+    /// A sparse file as long as guest memory; only `runs` are meaningful.
+    pub pages: PathBuf,
+    /// The ranges of `pages` that differ from the template, as (offset, length) in bytes, 4 KiB aligned, ascending, disjoint.
+    pub runs: Vec<(u64, u64)>,
+    /// The disk as it was at the same moment.
+    pub disk: PathBuf,
+}
+
+/// What a monitor says of its machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counters {
+    /// The monitor's process.
+    pub vmm_pid: u32,
+    /// Its keeper.
+    pub keeper_pid: u32,
+    /// Resident memory of the monitor, KiB.
+    pub rss_kib: u64,
+    /// Memory private to the monitor (not shared with the template), KiB.
+    pub private_kib: u64,
+    /// Processor time used, ms.
+    pub cpu_ms: u64,
+}
+
+/// Whether a machine's processors run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// They run.
+    Running,
+    /// They are stopped, memory is kept.
+    Paused,
+    /// The monitor has ended.
+    Ended,
+}
+
+/// A driver. `create` and `adopt` are its only ways to a machine.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + 'static {
+    /// What must be equal where a template or snapshot of this driver is resumed.
+    fn fit(&self) -> &Fit;
+    /// The isolation in force.
+    fn isolation(&self) -> &Isolation;
+    /// Starts a keeper and its monitor and prepares the machine, paused: `Boot*` at its first instruction, `Clone` and
+    /// `Restore` where they were saved. On an error nothing is left behind.
+    async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError>;
+    /// Takes over a machine that an earlier process of this node created, by the `vm.json` in its folder.
+    async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError>;
+}
+
+/// One machine. Dropping the value leaves the machine running, for adoption; `shutdown` ends it.
+#[async_trait]
+pub trait Vm: Send + Sync + 'static {
+    /// The specification it was created from.
+    fn spec(&self) -> &VmSpec;
+    /// Lets the processors run: a boot's first instruction, or on from where a clone, restore or pause stopped.
+    async fn resume(&self) -> Result<(), VmError>;
+    /// Stops the processors; memory is kept. Idempotent.
+    async fn pause(&self) -> Result<(), VmError>;
+    /// Whether it runs.
+    async fn state(&self) -> Result<VmState, VmError>;
+    /// Only for `BootTemplate`: pauses, saves device state and seals the template's folder. The machine ends.
+    async fn save_template(&self) -> Result<(), VmError>;
+    /// Stops, writes device state, private pages and disk under `into`, and goes on if it ran before. Only for machines made by
+    /// `Clone` or `Restore` (and, where the driver can, `Boot`).
+    async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError>;
+    /// Opens the byte channel to the agent. A newer connection replaces an older one.
+    async fn channel(&self) -> Result<UnixStream, VmError>;
+    /// What the monitor uses.
+    async fn counters(&self) -> Result<Counters, VmError>;
+    /// Resolves when the monitor has ended by itself or was ended, with the keeper's sentence on how. Cancel safe.
+    async fn ended(&self) -> String;
+    /// Ends the monitor and its keeper and removes sockets and `vm.json`. Idempotent; bounded (2 s, then SIGKILL).
+    async fn shutdown(&self) -> Result<(), VmError>;
+}
+
+/// A finished `Vm::snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotTaken {
+    /// What was written.
+    pub files: SnapshotFiles,
+    /// Microseconds that the processors stood still.
+    pub stop_us: u64,
+}
+
+/// Why a verb failed.
+#[derive(Debug, Error)]
+pub enum VmError {
+    /// A program that is needed isn't there or doesn't run.
+    #[error("can't run {program}: {source}; {advice}")]
+    Program {
+        /// The program.
+        program: String,
+        /// How it failed.
+        source: std::io::Error,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A file of the machine.
+    #[error("can't {action} {path}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// How it failed.
+        source: std::io::Error,
+    },
+    /// The monitor answered with an error.
+    #[error("{monitor} refused '{command}': {message}")]
+    Refused {
+        /// Which monitor.
+        monitor: &'static str,
+        /// The command.
+        command: String,
+        /// Its words.
+        message: String,
+    },
+    /// The monitor or keeper ended.
+    #[error("the machine '{label}' has ended: {how}")]
+    Ended {
+        /// Which machine.
+        label: String,
+        /// How.
+        how: String,
+    },
+    /// No answer in time.
+    #[error("no answer to '{command}' in {waited_ms} ms")]
+    Timeout {
+        /// The command.
+        command: String,
+        /// The limit that passed.
+        waited_ms: u64,
+    },
+    /// The verb doesn't belong to this machine or driver.
+    #[error("{verb} is not possible here: {why}")]
+    Unsupported {
+        /// The verb.
+        verb: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// A file on disk has a schema that this version doesn't know.
+    #[error("{path} has schema version {found}; this version reads up to {known}")]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest known.
+        known: u32,
+    },
+}

@@ -1,0 +1,1 @@
+//! One driver task per sandbox, the warm pool, adoption and reconciliation on one node.

@@ -1,0 +1,2 @@
+//! The atoll binary: configuration in, build, wiring, drain.
+fn main() {}

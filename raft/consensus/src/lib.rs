@@ -1,0 +1,1 @@
+//! openraft over the fabric: stores on sled and redb, many groups in one process.

@@ -1,0 +1,1 @@
+//! The scheduler as pure functions: command, state, apply, choice and invariants.

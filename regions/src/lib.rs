@@ -1,0 +1,1 @@
+//! Region descriptors and the choice of the nearest.

@@ -1,0 +1,1 @@
+//! The golden test of who may call whom.

@@ -1,0 +1,1 @@
+//! Tests of a running mesh: restart, failover, snapshots across regions, leaks.

@@ -1,0 +1,1 @@
+//! The stock clients against a running mesh.

@@ -1,0 +1,1 @@
+//! Starts a real mesh in a temporary folder for the tests, and ends it.
