@@ -1,0 +1,199 @@
+//! What the runtime is given and what it shows: the types at its door.
+
+use std::path::PathBuf;
+
+use fabric_types::{
+    Desired, Digest, Fit, Generation, Name, NodeId, Phase, SandboxId, SandboxSpec, Shape, SnapshotId, UnixMillis,
+};
+use node_hypervisor::{ImagePaths, VmError};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Where the runtime keeps things and how much it keeps warm.
+#[derive(Debug, Clone)]
+pub struct RuntimeConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The node's own folder; the runtime writes under `sandboxes/`, `pool/` and `snapshots/` only.
+    pub dir: PathBuf,
+    /// The short run folder for sockets, already made.
+    pub run: PathBuf,
+    /// Templates, shared by all nodes of the host (guarded by a file lock).
+    pub templates: PathBuf,
+    /// The guest image.
+    pub image: ImagePaths,
+    /// The image's digest: part of a template's identity.
+    pub image_digest: String,
+    /// The contract number of the image's agent.
+    pub agent_protocol: u32,
+    /// The name of the default template.
+    pub template: Name,
+    /// Warm clones of the default shape.
+    pub pool_target: u32,
+}
+
+/// Bring a sandbox to life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RunRequest {
+    /// The spec.
+    pub spec: SandboxSpec,
+    /// The placement's generation.
+    pub generation: Generation,
+}
+
+/// Change where a sandbox is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verb {
+    /// Start a stopped one: boots from its disk.
+    Start,
+    /// Stop; the disk stays.
+    Stop {
+        /// Without asking the guest.
+        force: bool,
+    },
+    /// Stop its processors, keep memory.
+    Pause,
+    /// Let them run again.
+    Resume,
+    /// Remove everything. Of an unknown sandbox it is a success: nothing is left.
+    Delete,
+}
+
+/// What consensus wants of this node: everything it wants, at once. A sandbox that isn't in it is removed, unless a
+/// `run` for it began less than [`UNCOMMITTED_GRACE_MS`] ago.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Intent {
+    /// The spec, with its labels and intervals as they are now.
+    pub spec: SandboxSpec,
+    /// The placement's generation.
+    pub generation: Generation,
+    /// Where it is meant to be.
+    pub desired: Desired,
+}
+
+/// How long a running sandbox may wait for its placement's commit: a create runs beside it.
+pub const UNCOMMITTED_GRACE_MS: u64 = 60_000;
+
+/// What the runtime sees of a sandbox.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// Which.
+    pub id: SandboxId,
+    /// The generation that it runs under.
+    pub generation: Generation,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// When a request last touched it, or it last changed.
+    pub last_activity: UnixMillis,
+}
+
+/// A warm pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatus {
+    /// The template.
+    pub template: Name,
+    /// The shape.
+    pub shape: Shape,
+    /// Clones that are exercised and paused.
+    pub warm: u32,
+    /// Clones wanted.
+    pub target: u32,
+    /// What is being done now, for people: `booting template`, `filling`, `full`, or the last error.
+    pub doing: String,
+}
+
+/// A snapshot in the local store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SnapshotOutcome {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The manifest's name.
+    pub manifest: Digest,
+    /// Bytes of memory and disk that it stands for.
+    pub size_bytes: u64,
+    /// Bytes of the chunks that were new in the store.
+    pub stored_bytes: u64,
+    /// Microseconds that the sandbox stood still.
+    pub stop_us: u64,
+    /// What a node must have to resume it.
+    pub fit: Fit,
+}
+
+/// Why the runtime refused or failed.
+#[derive(Debug, Error)]
+pub enum RuntimeError {
+    /// Not on this node.
+    #[error("sandbox {0} is not on this node")]
+    Unknown(SandboxId),
+    /// A lower generation than the runtime has.
+    #[error("sandbox {id} is at generation {have}; a call for {asked} is stale")]
+    Stale {
+        /// Which.
+        id: SandboxId,
+        /// The runtime's.
+        have: Generation,
+        /// The caller's.
+        asked: Generation,
+    },
+    /// The phase doesn't allow it.
+    #[error("sandbox {id} is {phase}: it can't {verb}", phase = phase.as_str())]
+    Phase {
+        /// Which.
+        id: SandboxId,
+        /// Its phase.
+        phase: Phase,
+        /// What was asked.
+        verb: &'static str,
+    },
+    /// Its queue is full.
+    #[error("sandbox {0} has too many requests waiting; try again later")]
+    Busy(SandboxId),
+    /// The template isn't known.
+    #[error("this node has no template '{0}'")]
+    NoTemplate(Name),
+    /// The snapshot can't be resumed here.
+    #[error("snapshot {manifest} needs {needs}; this node has {has}")]
+    Unfit {
+        /// Which.
+        manifest: Digest,
+        /// What it needs.
+        needs: String,
+        /// What is here.
+        has: String,
+    },
+    /// The snapshot store.
+    #[error("snapshot {what}: {cause}")]
+    Snapshot {
+        /// What was tried.
+        what: String,
+        /// How it failed.
+        cause: String,
+    },
+    /// The machine.
+    #[error("sandbox machine: {0}")]
+    Machine(#[from] VmError),
+    /// The guest didn't answer as it should.
+    #[error("the guest of {id} failed to {action}: {cause}")]
+    Guest {
+        /// Which.
+        id: String,
+        /// What was tried.
+        action: &'static str,
+        /// How it failed.
+        cause: String,
+    },
+    /// A file.
+    #[error("can't {action} {path}: {source}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// How it failed.
+        source: std::io::Error,
+    },
+    /// The runtime is draining or has stopped.
+    #[error("this node is stopping and takes no new work")]
+    Stopping,
+}
