@@ -1,7 +1,9 @@
 //! The trait, protocols, streams and errors.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -53,6 +55,15 @@ pub struct Peer {
     pub node: Option<NodeId>,
 }
 
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.node {
+            Some(node) => write!(f, "{node} at {}", self.address),
+            None => write!(f, "any node at {}", self.address),
+        }
+    }
+}
+
 /// The sending half of a stream. Shutting it down ends the stream for the other side.
 pub type SendHalf = Pin<Box<dyn AsyncWrite + Send + Sync>>;
 /// The receiving half of a stream.
@@ -82,6 +93,11 @@ pub struct Message {
 /// Chitchat fills a message up to a UDP payload.
 pub const MESSAGE_BYTES_MAX: usize = 65_507;
 
+/// Streams of one protocol that wait to be taken: a burst of calls fits, and a taker that has stopped is soon noticed.
+pub const STREAM_QUEUE_MAX: usize = 256;
+/// Messages that wait to be taken: what 500 members send in a second.
+pub const MESSAGE_QUEUE_MAX: usize = 1024;
+
 /// The fabric as its users see it.
 #[async_trait]
 pub trait Fabric: Send + Sync + 'static {
@@ -97,6 +113,13 @@ pub trait Fabric: Send + Sync + 'static {
     fn send_message(&self, to: SocketAddr, bytes: Bytes) -> Result<(), FabricError>;
     /// The messages that peers send; taken once.
     fn messages(&self) -> Result<mpsc::Receiver<Message>, FabricError>;
+    /// The measured round trip to a peer, or `None` where there is no connection to measure it on.
+    fn rtt(&self, _peer: &Peer) -> Option<Duration> {
+        None
+    }
+    /// Says that a peer did not answer in time: the next stream of that protocol is opened on a new connection.
+    /// Streams already open are left alone.
+    fn suspect(&self, _peer: &Peer, _protocol: Protocol) {}
     /// Ends every connection and the endpoint; bounded (1 s).
     async fn close(&self);
 }
