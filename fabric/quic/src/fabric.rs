@@ -33,6 +33,9 @@ impl Protocol {
     /// Every protocol.
     pub const ALL: [Self; 5] = [Self::Gossip, Self::Raft, Self::NodeApi, Self::Chunks, Self::Relay];
 
+    /// The version of every protocol that this node speaks.
+    pub const WIRE_VERSION: u32 = 1;
+
     /// The ALPN, with the wire version at its end.
     pub fn alpn(self) -> &'static str {
         match self {
@@ -42,6 +45,19 @@ impl Protocol {
             Self::Chunks => "atoll-chunks/1",
             Self::Relay => "atoll-relay/1",
         }
+    }
+
+    /// The ALPN of any version.
+    pub(crate) fn alpn_of(self, version: u32) -> String {
+        let name = self.alpn().trim_end_matches(|end: char| end.is_ascii_digit());
+        format!("{name}{version}")
+    }
+
+    /// Reads an ALPN of any version.
+    pub(crate) fn parse_alpn(alpn: &[u8]) -> Option<(Self, u32)> {
+        let alpn = std::str::from_utf8(alpn).ok()?;
+        let version = alpn.rsplit_once('/')?.1.parse().ok()?;
+        Self::ALL.into_iter().find(|protocol| protocol.alpn_of(version) == alpn).map(|protocol| (protocol, version))
     }
 }
 
@@ -218,4 +234,20 @@ pub enum FabricError {
         /// How.
         source: std::io::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alpn_of_any_version_reads_back_and_the_constant_is_of_our_version() {
+        for protocol in Protocol::ALL {
+            assert_eq!(protocol.alpn_of(Protocol::WIRE_VERSION), protocol.alpn());
+            assert_eq!(Protocol::parse_alpn(protocol.alpn_of(42).as_bytes()), Some((protocol, 42)));
+        }
+        for text in ["", "h3", "atoll-raft", "atoll-raft/", "atoll-raft/01", "atoll-raft/1x", "atoll-raft/-1"] {
+            assert_eq!(Protocol::parse_alpn(text.as_bytes()), None, "{text}");
+        }
+    }
 }

@@ -1,0 +1,73 @@
+//! The first word on a connection, from the side that accepted it: "you may go on", or a close that says why not.
+//!
+//! ```text
+//! hello    one unidirectional stream that holds the version (u32) and ends
+//! refusal  a close with code 0x1000 + the version that the acceptor speaks, and a sentence
+//! ```
+//! A dialler that has heard it knows that its certificate and its version were accepted; in TLS 1.3 the handshake alone
+//! doesn't tell it.
+
+use quinn::{Connection, ConnectionError, VarInt};
+use thiserror::Error;
+
+use crate::Protocol;
+
+/// A close with this code plus a version says which version the closer speaks.
+const VERSION_CODE: u32 = 0x1000;
+/// Versions that fit behind the code.
+const VERSIONS: u64 = 0x1000;
+const HELLO_BYTES: usize = 4;
+
+/// Why there was no hello.
+#[derive(Debug, Error)]
+pub(crate) enum HelloError {
+    /// The connection ended instead.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The peer goes on in a version that we don't speak.
+    #[error("the peer speaks version {0}")]
+    Version(u32),
+    /// Something else came.
+    #[error("the peer's first stream is no hello")]
+    Malformed,
+}
+
+/// Says hello.
+pub(crate) async fn send(connection: &Connection) -> Result<(), ConnectionError> {
+    let mut stream = connection.open_uni().await?;
+    // If these fail the connection has ended, and whoever uses it next sees why.
+    if stream.write_all(&Protocol::WIRE_VERSION.to_be_bytes()).await.is_ok() {
+        drop(stream.finish());
+    }
+    Ok(())
+}
+
+/// Awaits the peer's hello.
+pub(crate) async fn receive(connection: &Connection) -> Result<(), HelloError> {
+    let mut stream = connection.accept_uni().await?;
+    let hello = match stream.read_to_end(HELLO_BYTES).await {
+        Ok(hello) => hello,
+        Err(quinn::ReadToEndError::Read(quinn::ReadError::ConnectionLost(error))) => return Err(error.into()),
+        Err(_) => return Err(HelloError::Malformed),
+    };
+    let hello: [u8; HELLO_BYTES] = hello.try_into().map_err(|_| HelloError::Malformed)?;
+    match u32::from_be_bytes(hello) {
+        Protocol::WIRE_VERSION => Ok(()),
+        theirs => Err(HelloError::Version(theirs)),
+    }
+}
+
+/// Refuses a peer that speaks another version, in a sentence.
+pub(crate) fn refuse(connection: &Connection, protocol: Protocol, theirs: u32) {
+    let ours = Protocol::WIRE_VERSION;
+    let sentence =
+        format!("this node speaks version {ours} of {protocol:?}, not version {theirs}; upgrade the older of the two");
+    connection.close(VarInt::from_u32(VERSION_CODE + ours), sentence.as_bytes());
+}
+
+/// The version that a peer speaks, if that is why it closed the connection.
+pub(crate) fn refused_version(error: &ConnectionError) -> Option<u32> {
+    let ConnectionError::ApplicationClosed(close) = error else { return None };
+    let version = close.error_code.into_inner().checked_sub(VERSION_CODE.into())?;
+    (version < VERSIONS).then(|| u32::try_from(version).ok()).flatten()
+}
