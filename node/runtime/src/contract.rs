@@ -103,6 +103,27 @@ pub struct PoolStatus {
     pub doing: String,
 }
 
+/// Something that a sandbox's intervals ask for. Whoever keeps its placement must commit it; the runtime only says so,
+/// and goes on saying so until the sandbox's phase or activity changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AutoAction {
+    /// Which.
+    pub id: SandboxId,
+    /// The generation that it runs under.
+    pub generation: Generation,
+    /// What is due.
+    pub verb: AutoVerb,
+}
+
+/// What intervals can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AutoVerb {
+    /// Stop: no request for as long as the sandbox's `auto_stop`.
+    Stop,
+    /// Delete: stopped for as long as its `auto_delete`.
+    Delete,
+}
+
 /// A snapshot in the local store.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SnapshotOutcome {
@@ -192,6 +213,22 @@ pub enum RuntimeError {
         path: PathBuf,
         /// How it failed.
         source: std::io::Error,
+    },
+    /// As many sandboxes as a node may hold.
+    #[error("this node holds {limit} sandboxes, as many as it may")]
+    Full {
+        /// The limit.
+        limit: usize,
+    },
+    /// A record on disk has a schema that this version doesn't know.
+    #[error("{path} has schema version {found}; this version reads up to {known}")]
+    Schema {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest known.
+        known: u32,
     },
     /// The runtime is draining or has stopped.
     #[error("this node is stopping and takes no new work")]

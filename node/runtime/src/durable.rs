@@ -1,0 +1,131 @@
+//! JSON records that are whole or absent, each with a schema version. Everything here blocks.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::RuntimeError;
+
+/// Largest record, bytes: a sandbox's labels and environment are limited to 64 KiB at the edge.
+const RECORD_BYTES_MAX: u64 = 4 << 20;
+
+/// Names an `io::Result`'s action and file.
+pub(crate) trait At<T> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, RuntimeError>;
+}
+
+impl<T> At<T> for io::Result<T> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, RuntimeError> {
+        self.map_err(|source| RuntimeError::File { action, path: path.to_owned(), source })
+    }
+}
+
+/// Writes beside, syncs, renames over `path` and syncs the folder.
+pub(crate) fn write(path: &Path, record: &impl Serialize) -> Result<(), RuntimeError> {
+    let write = || -> io::Result<()> {
+        let mut bytes = serde_json::to_vec_pretty(record)?;
+        bytes.push(b'\n');
+        let beside = path.with_extension("tmp");
+        let mut file = File::create(&beside)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    };
+    write().at("write", path)
+}
+
+/// Reads a record whose `schema` is at most `known`; `None` where there is no such file.
+///
+/// # Errors
+/// [`RuntimeError::Schema`] for a newer one, [`RuntimeError::File`] with `InvalidData` for one that doesn't parse.
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, known: u32) -> Result<Option<T>, RuntimeError> {
+    #[derive(serde::Deserialize)]
+    struct Schema {
+        schema: u32,
+    }
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).at("read", path),
+    }
+    let Schema { schema } = serde_json::from_slice(&bytes).map_err(io::Error::from).at("read", path)?;
+    if schema > known {
+        return Err(RuntimeError::Schema { path: path.to_owned(), found: schema, known });
+    }
+    serde_json::from_slice(&bytes).map_err(io::Error::from).at("read", path).map(Some)
+}
+
+/// Removes a folder and all in it; one that isn't there is a success.
+pub(crate) fn remove_folder(path: &Path) -> Result<(), RuntimeError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", path),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file; one that isn't there is a success.
+pub(crate) fn remove_file(path: &Path) -> Result<(), RuntimeError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", path),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a folder and its parents.
+pub(crate) fn make_folder(path: &Path) -> Result<(), RuntimeError> {
+    fs::create_dir_all(path).at("make the folder", path)
+}
+
+/// Runs blocking work off the runtime's threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Blocking work can't be cancelled once it runs; before that only a runtime that is being dropped does it,
+            // and then nobody waits here.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Sample {
+        schema: u32,
+        word: String,
+    }
+
+    #[test]
+    fn a_record_reads_back_and_leaves_nothing_beside_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x.json");
+        assert_eq!(read::<Sample>(&path, 1).expect("absent"), None);
+        let sample = Sample { schema: 1, word: "one".to_owned() };
+        write(&path, &sample).expect("written");
+        assert_eq!(read::<Sample>(&path, 1).expect("read"), Some(sample));
+        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1);
+    }
+
+    #[test]
+    fn a_newer_or_damaged_record_is_an_error_and_never_a_value() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x.json");
+        fs::write(&path, r#"{"schema": 2, "other": true}"#).expect("written");
+        assert!(matches!(read::<Sample>(&path, 1), Err(RuntimeError::Schema { found: 2, known: 1, .. })));
+        for half in ["", "{", r#"{"schema": 1"#, r#"{"schema": 1}"#] {
+            fs::write(&path, half).expect("written");
+            assert!(matches!(read::<Sample>(&path, 1), Err(RuntimeError::File { .. })), "{half}");
+        }
+    }
+}

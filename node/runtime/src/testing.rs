@@ -1,0 +1,46 @@
+//! Values that several tests begin from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fabric_types::{
+    Intervals, NetworkPolicy, OrganizationId, RegionCode, SandboxId, SandboxSpec, Shape, Source, UnixMillis,
+};
+use node_hypervisor::ImagePaths;
+
+use crate::RuntimeConfig;
+
+/// A sandbox's spec that differs by its number alone.
+pub(crate) fn spec(number: u8) -> SandboxSpec {
+    let region: RegionCode = "fra".parse().expect("a region code");
+    let id = SandboxId::new(&region, [number; 16]);
+    SandboxSpec {
+        name: id.to_string(),
+        id,
+        organization: OrganizationId("org".to_owned()),
+        source: Source::Template { template: "default".parse().expect("a name") },
+        shape: Shape::DEFAULT,
+        labels: BTreeMap::new(),
+        env: BTreeMap::new(),
+        user: "root".to_owned(),
+        public: false,
+        network: NetworkPolicy::default(),
+        intervals: Intervals::default(),
+        created_at: UnixMillis(0),
+    }
+}
+
+/// A configuration whose folders lie under `root`.
+pub(crate) fn config(root: &Path) -> RuntimeConfig {
+    RuntimeConfig {
+        node: "fra-1".parse().expect("a node id"),
+        dir: root.join("node"),
+        run: root.join("run"),
+        templates: root.join("templates"),
+        image: ImagePaths { kernel: root.join("kernel"), initramfs: root.join("initramfs"), root: root.join("root") },
+        image_digest: "image".to_owned(),
+        agent_protocol: guest_proto::surface::PROTOCOL,
+        template: "default".parse().expect("a name"),
+        pool_target: 1,
+    }
+}
