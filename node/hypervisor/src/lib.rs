@@ -6,8 +6,26 @@
 //! qemu                QEMU over QMP
 //! cloud_hypervisor    Cloud Hypervisor over its REST API
 //! keeper              the small process that is a monitor's parent and outlives the node
+//! launch              what both drivers do around a keeper
+//! template, disk      the files that machines start from
+//! sweep               what an earlier process left half-made
 //! ```
 
+mod disk;
+mod durable;
+mod keeper;
+mod kernel_args;
+mod launch;
+mod process;
+mod qemu;
+mod sweep;
+mod sys;
+mod template;
 mod vm;
 
+pub use disk::{copy_sparse, make_disk};
+pub use keeper::{KeeperProgram, keeper_main};
+pub use qemu::{QemuConfig, QemuDriver};
+pub use sweep::{Swept, end_machine, sweep};
+pub use template::{TemplateManifest, disk_file as template_disk, memory_file as template_memory};
 pub use vm::*;

@@ -99,6 +99,11 @@ pub struct Counters {
     pub cpu_ms: u64,
 }
 
+/// A point of the host's CLOCK_BOOTTIME, in milliseconds: it goes on while the host sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BoottimeMs(pub u64);
+
 /// Whether a machine's processors run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -145,6 +150,12 @@ pub trait Vm: Send + Sync + 'static {
     async fn channel(&self) -> Result<UnixStream, VmError>;
     /// What the monitor uses.
     async fn counters(&self) -> Result<Counters, VmError>;
+    /// Has the keeper kill the monitor when CLOCK_BOOTTIME reaches the deadline, whether this node lives or not; none takes it
+    /// back. A machine starts without one.
+    async fn set_deadline(&self, deadline: Option<BoottimeMs>) -> Result<(), VmError> {
+        let why = format!("this driver keeps no deadline such as {deadline:?}");
+        Err(VmError::Unsupported { verb: "set_deadline", why })
+    }
     /// Resolves when the monitor has ended by itself or was ended, with the keeper's sentence on how. Cancel safe.
     async fn ended(&self) -> String;
     /// Ends the monitor and its keeper and removes sockets and `vm.json`. Idempotent; bounded (2 s, then SIGKILL).

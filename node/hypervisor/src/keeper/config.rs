@@ -1,0 +1,116 @@
+//! What a keeper is started with, and the machine's record that it writes.
+
+use std::path::{Path, PathBuf};
+
+use fabric_types::HypervisorKind;
+use serde::{Deserialize, Serialize};
+
+use crate::process::ProcessRef;
+use crate::{VmFolder, VmSpec};
+
+/// Newest schema of `keeper.json`, `vm.json` and `ended.json` that this version reads and the one it writes.
+pub(crate) const SCHEMA: u32 = 1;
+
+/// A keeper's configuration, `keeper.json`: written by the node, read and removed by the keeper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeeperConfig {
+    pub(crate) schema: u32,
+    pub(crate) driver: HypervisorKind,
+    pub(crate) spec: VmSpec,
+    /// The monitor's program.
+    pub(crate) program: PathBuf,
+    /// Its arguments. `{fd:NAME}` in one becomes the number of that listener's descriptor.
+    pub(crate) arguments: Vec<String>,
+    /// Sockets that the keeper binds and the monitor inherits, listening.
+    pub(crate) listeners: Vec<ListenerConfig>,
+    /// Further files to remove when the machine has ended.
+    pub(crate) remove: Vec<PathBuf>,
+}
+
+/// One inherited socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ListenerConfig {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+}
+
+/// A machine's record, `vm.json`: what adoption needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VmRecord {
+    pub(crate) schema: u32,
+    pub(crate) driver: HypervisorKind,
+    /// The host's boot that the processes belong to.
+    pub(crate) boot_id: String,
+    pub(crate) keeper: ProcessRef,
+    pub(crate) vmm: ProcessRef,
+    pub(crate) spec: VmSpec,
+}
+
+/// How a machine ended, `ended.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct EndRecord {
+    pub(crate) schema: u32,
+    pub(crate) how: String,
+    /// Milliseconds since the epoch.
+    pub(crate) at_unix_ms: u64,
+}
+
+/// Where a machine's own files lie.
+impl VmFolder {
+    pub(crate) fn keeper_config(&self) -> PathBuf {
+        self.dir.join("keeper.json")
+    }
+
+    pub(crate) fn record(&self) -> PathBuf {
+        self.dir.join("vm.json")
+    }
+
+    pub(crate) fn end_record(&self) -> PathBuf {
+        self.dir.join("ended.json")
+    }
+
+    /// The guest's serial console, at most twice [`super::console::LOG_BYTES_MAX`] with its elder `console.log.1`.
+    pub fn console_log(&self) -> PathBuf {
+        self.dir.join("console.log")
+    }
+
+    /// The monitor's standard error, as limited.
+    pub(crate) fn vmm_log(&self) -> PathBuf {
+        self.dir.join("vmm.log")
+    }
+
+    /// The keeper's own words; empty unless it failed.
+    pub(crate) fn keeper_log(&self) -> PathBuf {
+        self.dir.join("keeper.log")
+    }
+
+    pub(crate) fn keeper_socket(&self) -> PathBuf {
+        self.run.join("k")
+    }
+
+    pub(crate) fn monitor_socket(&self) -> PathBuf {
+        self.run.join("q")
+    }
+
+    pub(crate) fn channel_socket(&self) -> PathBuf {
+        self.run.join("c")
+    }
+
+    /// Every file that a keeper and its monitor make, but for the record.
+    pub(crate) fn all_files(&self) -> Vec<PathBuf> {
+        let elder = |path: &Path| path.with_extension("log.1");
+        let (console, vmm) = (self.console_log(), self.vmm_log());
+        vec![
+            self.keeper_socket(),
+            self.monitor_socket(),
+            self.channel_socket(),
+            self.keeper_config(),
+            self.end_record(),
+            elder(&console),
+            elder(&vmm),
+            console,
+            vmm,
+            self.keeper_log(),
+        ]
+    }
+}

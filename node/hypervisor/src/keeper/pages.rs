@@ -1,0 +1,306 @@
+//! A monitor's private pages: found by /proc/PID/pagemap, read and written in its memory from outside.
+//!
+//! A clone maps the template's memory file privately: a page that it only read is still the file's page, one that it wrote is
+//! its own. Bit 61 of a pagemap entry tells them apart (Documentation/admin-guide/mm/pagemap.rst). Reading another process's
+//! memory is its parent's right (and root's), so the keeper does it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
+
+use crate::process::pid_of;
+
+/// x86-64's page, bytes.
+pub(crate) const PAGE: u64 = 4096;
+/// Bytes moved by one call: the buffer stays in the processor's cache, and the keeper small.
+const BATCH_BYTES: usize = 1 << 20;
+/// Pieces of one call: IOV_MAX of Linux.
+const BATCH_PIECES: usize = 1024;
+/// Entries of pagemap that are read at once: 128 KiB, which covers 64 MiB of guest memory.
+const ENTRIES: usize = 16 << 10;
+
+/// Page is a file's or shared.
+const BIT_FILE: u64 = 1 << 61;
+/// Page is swapped out.
+const BIT_SWAPPED: u64 = 1 << 62;
+/// Page is in memory.
+const BIT_PRESENT: u64 = 1 << 63;
+
+/// A run of pages: offset into the memory file and length, bytes.
+pub(crate) type Run = (u64, u64);
+
+/// A piece of the memory file as the monitor maps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mapping {
+    address: u64,
+    offset: u64,
+    length: u64,
+}
+
+/// Writes the private pages of `pid`'s mapping of `memory` into `pages` and their runs into `runs`; answers the bytes.
+pub(crate) fn save(pid: u32, memory: &Path, pages: &Path, runs: &Path) -> io::Result<u64> {
+    let mappings = mappings_of(pid, memory)?;
+    let found = private_runs(pid, &mappings)?;
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(pages)?;
+    file.set_len(fs::metadata(memory)?.len())?;
+    let mut buffer = vec![0; BATCH_BYTES];
+    let mut total = 0;
+    for batch in batches(&found) {
+        let remote = remote_pieces(&mappings, &batch)?;
+        let bytes = length_of(&batch)?;
+        let read = process_vm_readv(pid_of(pid), &mut [IoSliceMut::new(&mut buffer[..bytes])], &remote)?;
+        if read != bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut at = 0;
+        for &(offset, length) in &batch {
+            let next = at + size(length)?;
+            file.write_all_at(&buffer[at..next], offset)?;
+            at = next;
+        }
+        total += u64::try_from(bytes).unwrap_or(u64::MAX);
+    }
+    write_runs(runs, &found)?;
+    Ok(total)
+}
+
+/// Lays the runs of `pages` over `pid`'s private mapping of `memory`; answers the bytes.
+pub(crate) fn lay(pid: u32, memory: &Path, pages: &Path, runs: &Path) -> io::Result<u64> {
+    let mappings = mappings_of(pid, memory)?;
+    let wanted = read_runs(runs)?;
+    check_runs(&wanted, fs::metadata(memory)?.len())?;
+    let file = File::open(pages)?;
+    let mut buffer = vec![0; BATCH_BYTES];
+    let mut total = 0;
+    for batch in batches(&wanted) {
+        let mut at = 0;
+        for &(offset, length) in &batch {
+            let next = at + size(length)?;
+            file.read_exact_at(&mut buffer[at..next], offset)?;
+            at = next;
+        }
+        let remote = remote_pieces(&mappings, &batch)?;
+        if process_vm_writev(pid_of(pid), &[IoSlice::new(&buffer[..at])], &remote)? != at {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        total += u64::try_from(at).unwrap_or(u64::MAX);
+    }
+    Ok(total)
+}
+
+/// Writes runs as pairs of little-endian 64-bit numbers.
+pub(crate) fn write_runs(path: &Path, runs: &[Run]) -> io::Result<()> {
+    let bytes: Vec<u8> =
+        runs.iter().flat_map(|&(offset, length)| [offset.to_le_bytes(), length.to_le_bytes()]).flatten().collect();
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(&bytes)
+}
+
+/// Reads what `write_runs` wrote.
+pub(crate) fn read_runs(path: &Path) -> io::Result<Vec<Run>> {
+    let mut bytes = Vec::new();
+    // The largest guest (64 GiB) has at most 2^23 separate runs of 16 bytes.
+    File::open(path)?.take(1 << 27).read_to_end(&mut bytes)?;
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+    Ok(bytes.chunks_exact(16).map(|pair| (number(&pair[..8]), number(&pair[8..]))).collect())
+}
+
+/// Runs come from files and peers: aligned, ascending, disjoint and within the memory, or refused.
+pub(crate) fn check_runs(runs: &[Run], memory_bytes: u64) -> io::Result<()> {
+    let mut before = 0;
+    for &(offset, length) in runs {
+        let end = offset.checked_add(length).filter(|&end| end <= memory_bytes);
+        let aligned = offset.is_multiple_of(PAGE) && length.is_multiple_of(PAGE) && length > 0;
+        match end {
+            Some(end) if aligned && offset >= before => before = end,
+            _ => {
+                let message =
+                    format!("the run of {length} bytes at {offset} is misplaced in a memory of {memory_bytes} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn mappings_of(pid: u32, memory: &Path) -> io::Result<Vec<Mapping>> {
+    let about = fs::metadata(memory)?;
+    let path = fs::canonicalize(memory)?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let found = parse_maps(&maps, about.ino(), &path.to_string_lossy());
+    let covered: u64 = found.iter().map(|mapping| mapping.length).sum();
+    if covered == about.len() {
+        return Ok(found);
+    }
+    let message = format!("process {pid} maps {covered} of {} bytes of {} privately", about.len(), memory.display());
+    Err(io::Error::new(io::ErrorKind::NotFound, message))
+}
+
+/// Private mappings of one file, in the file's order. Device numbers in maps differ from stat's on some file systems
+/// (btrfs, overlayfs), so a mapping is known by inode and path.
+fn parse_maps(maps: &str, inode: u64, path: &str) -> Vec<Mapping> {
+    let parse = |line: &str| {
+        let mut fields = line.splitn(6, ' ');
+        let (start, end) = fields.next()?.split_once('-')?;
+        let private = fields.next()?.ends_with('p');
+        let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
+        let inode_matches = fields.nth(1)?.parse::<u64>().ok()? == inode;
+        let name = fields.next()?.trim_start();
+        if !private || !inode_matches || name != path {
+            return None;
+        }
+        let (address, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+        Some(Mapping { address, offset, length: end - address })
+    };
+    let mut found: Vec<Mapping> = maps.lines().filter_map(parse).collect();
+    found.sort_by_key(|mapping| mapping.offset);
+    found
+}
+
+fn private_runs(pid: u32, mappings: &[Mapping]) -> io::Result<Vec<Run>> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut runs = Vec::new();
+    let mut bytes = vec![0; ENTRIES * 8];
+    for mapping in mappings {
+        let (mut page, pages) = (0, mapping.length / PAGE);
+        while page < pages {
+            let count = size(pages - page)?.min(ENTRIES);
+            pagemap.read_exact_at(&mut bytes[..count * 8], (mapping.address / PAGE + page) * 8)?;
+            let entries = bytes[..count * 8].as_chunks::<8>().0.iter().map(|&entry| u64::from_ne_bytes(entry));
+            extend_runs(&mut runs, mapping.offset + page * PAGE, entries);
+            page += u64::try_from(count).unwrap_or(u64::MAX);
+        }
+    }
+    Ok(runs)
+}
+
+/// Adds the private pages among `entries`, the first of which lies at `offset` of the file.
+fn extend_runs(runs: &mut Vec<Run>, offset: u64, entries: impl Iterator<Item = u64>) {
+    let mut at = offset;
+    for entry in entries {
+        if entry & (BIT_PRESENT | BIT_SWAPPED) != 0 && entry & BIT_FILE == 0 {
+            match runs.last_mut() {
+                Some((start, length)) if *start + *length == at => *length += PAGE,
+                _ => runs.push((at, PAGE)),
+            }
+        }
+        at += PAGE;
+    }
+}
+
+/// Cuts runs into groups of at most `BATCH_BYTES` and half of `BATCH_PIECES` (a piece may straddle two mappings).
+fn batches(runs: &[Run]) -> impl Iterator<Item = Vec<Run>> + '_ {
+    const BYTES: u64 = BATCH_BYTES as u64;
+    let mut rest = runs.iter().copied();
+    let mut carried = None;
+    std::iter::from_fn(move || {
+        let (mut batch, mut free) = (Vec::new(), BYTES);
+        while batch.len() < BATCH_PIECES / 2 && free > 0 {
+            let Some((offset, length)) = carried.take().or_else(|| rest.next()) else { break };
+            let taken = length.min(free);
+            batch.push((offset, taken));
+            free -= taken;
+            if taken < length {
+                carried = Some((offset + taken, length - taken));
+            }
+        }
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+fn remote_pieces(mappings: &[Mapping], batch: &[Run]) -> io::Result<Vec<RemoteIoVec>> {
+    let mut pieces = Vec::with_capacity(batch.len());
+    for &(offset, length) in batch {
+        let (mut at, end) = (offset, offset + length);
+        while at < end {
+            let mapping = mappings.iter().find(|m| m.offset <= at && at < m.offset + m.length);
+            let mapping = mapping.ok_or(io::ErrorKind::NotFound)?;
+            let until = end.min(mapping.offset + mapping.length);
+            pieces.push(RemoteIoVec { base: size(mapping.address + (at - mapping.offset))?, len: size(until - at)? });
+            at = until;
+        }
+    }
+    Ok(pieces)
+}
+
+fn length_of(batch: &[Run]) -> io::Result<usize> {
+    size(batch.iter().map(|&(_, length)| length).sum())
+}
+
+fn size(bytes: u64) -> io::Result<usize> {
+    usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_private_mappings_of_the_very_file_count() {
+        let maps = "\
+7f00-8f00 rw-p 00001000 fe:00 77    /t/memory\n\
+1000-2000 rw-p 00000000 fe:00 77    /t/memory\n\
+3000-4000 rw-s 00002000 fe:00 77    /t/memory\n\
+5000-6000 rw-p 00000000 fe:00 78    /t/memory\n\
+9000-a000 rw-p 00000000 fe:00 77    /t/memory2\n\
+b000-c000 rw-p 00000000 00:00 0 \n";
+        let found = parse_maps(maps, 77, "/t/memory");
+        let expected = [(0x1000, 0, 0x1000), (0x7f00, 0x1000, 0x1000)];
+        assert_eq!(found, expected.map(|(address, offset, length)| Mapping { address, offset, length }));
+    }
+
+    #[test]
+    fn runs_join_neighbours_and_leave_out_what_the_file_has() {
+        let (private, file, swapped) = (BIT_PRESENT, BIT_PRESENT | BIT_FILE, BIT_SWAPPED);
+        let mut runs = Vec::new();
+        extend_runs(&mut runs, 0, [private, private, file, 0, swapped].into_iter());
+        extend_runs(&mut runs, 5 * PAGE, [private, file].into_iter());
+        assert_eq!(runs, [(0, 2 * PAGE), (4 * PAGE, 2 * PAGE)]);
+    }
+
+    #[test]
+    fn batches_cover_every_byte_once_and_keep_the_limits() {
+        let runs: Vec<Run> =
+            (0..3000).map(|n| (n * 64 * PAGE, PAGE * (1 + n % 40))).chain([(1 << 40, 5 << 20)]).collect();
+        let mut joined: Vec<Run> = Vec::new();
+        for batch in batches(&runs) {
+            assert!(batch.len() <= BATCH_PIECES / 2 && length_of(&batch).expect("small") <= BATCH_BYTES);
+            for (offset, length) in batch {
+                match joined.last_mut() {
+                    Some((start, sum)) if *start + *sum == offset => *sum += length,
+                    _ => joined.push((offset, length)),
+                }
+            }
+        }
+        assert_eq!(joined, runs);
+    }
+
+    #[test]
+    fn misplaced_runs_are_refused() {
+        let memory = 16 * PAGE;
+        assert!(check_runs(&[(0, PAGE), (PAGE, PAGE), (15 * PAGE, PAGE)], memory).is_ok());
+        for bad in [
+            vec![(1, PAGE)],
+            vec![(0, 0)],
+            vec![(0, PAGE + 1)],
+            vec![(16 * PAGE, PAGE)],
+            vec![(u64::MAX - PAGE + 1, PAGE)],
+            vec![(PAGE, PAGE), (0, PAGE)],
+            vec![(0, 2 * PAGE), (PAGE, PAGE)],
+        ] {
+            assert!(check_runs(&bad, memory).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn runs_survive_their_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("runs");
+        let runs = vec![(0, PAGE), (u64::from(u32::MAX) * PAGE, 3 * PAGE)];
+        write_runs(&path, &runs).expect("written");
+        assert_eq!(read_runs(&path).expect("read"), runs);
+    }
+}

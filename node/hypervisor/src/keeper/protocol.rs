@@ -1,0 +1,148 @@
+//! The keeper's wire: one line of JSON asks, one line answers, each connection carries one question.
+//!
+//! A keeper outlives the node that started it, so a newer node meets older keepers: [`PROTOCOL`] is in the greeting,
+//! and a node refuses one that it doesn't know.
+
+use std::io::{self, BufRead, Read};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::process::ProcessRef;
+
+/// Number of this wire.
+pub(crate) const PROTOCOL: u32 = 1;
+/// Longest line either way, bytes: paths (4 KiB each, three at most) and a sentence.
+pub(crate) const LINE_BYTES_MAX: u64 = 32 << 10;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Who is there? The first connection that asks this is the creator's: until `Confirm`, its end ends the machine.
+    Hello,
+    /// The machine is complete; it outlives the node from now on.
+    Confirm,
+    /// Answered with `Ended` when the monitor has ended.
+    Wait,
+    /// Kill the monitor when CLOCK_BOOTTIME reaches this; none takes a deadline back.
+    Deadline {
+        /// Milliseconds of CLOCK_BOOTTIME.
+        boottime_ms: Option<u64>,
+    },
+    /// End the monitor (SIGTERM, SIGKILL after `grace_ms`), remove all; answered with `Ended`.
+    End {
+        /// Milliseconds between the two signals; 0 sends only SIGKILL.
+        grace_ms: u32,
+    },
+    /// Write the private pages of the mapping of `memory` into `pages`, at their offsets, and their ranges into `runs`.
+    SavePages {
+        /// The template's memory file, mapped privately by the monitor.
+        memory: PathBuf,
+        /// The sparse file to write.
+        pages: PathBuf,
+        /// The ranges, see `pages::write_runs`.
+        runs: PathBuf,
+    },
+    /// The reverse: lay the ranges of `pages` over the monitor's mapping of `memory`.
+    LayPages {
+        /// As above.
+        memory: PathBuf,
+        /// The sparse file to read.
+        pages: PathBuf,
+        /// As above.
+        runs: PathBuf,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub(crate) enum Reply {
+    /// To `Hello`.
+    Here {
+        /// [`PROTOCOL`] of this keeper.
+        protocol: u32,
+        /// The keeper.
+        keeper: ProcessRef,
+        /// The monitor.
+        vmm: ProcessRef,
+        /// Whether `Confirm` was asked.
+        confirmed: bool,
+    },
+    /// Done as asked.
+    Done,
+    /// To `SavePages` and `LayPages`.
+    Pages {
+        /// Bytes moved.
+        bytes: u64,
+        /// Microseconds that it took.
+        took_us: u64,
+    },
+    /// The monitor has ended.
+    Ended {
+        /// A sentence.
+        how: String,
+    },
+    /// It didn't work.
+    Failed {
+        /// A sentence.
+        message: String,
+    },
+}
+
+/// Reads one line, without its end; none at the end of the stream. A longer or unfinished line is an error.
+pub(crate) fn read_line(reader: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    reader.take(LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
+    match line.pop() {
+        None => Ok(None),
+        Some(b'\n') => Ok(Some(line)),
+        Some(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "a line without end, or longer than 32 KiB")),
+    }
+}
+
+/// The message and its line end.
+pub(crate) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message).map_err(io::Error::other)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    #[test]
+    fn the_wire_is_the_golden_one() {
+        let process = ProcessRef { pid: 7, start_ticks: 9 };
+        let here = Reply::Here { protocol: PROTOCOL, keeper: process, vmm: process, confirmed: false };
+        let lines = [
+            (encode(&Request::Hello), r#"{"op":"hello"}"#),
+            (encode(&Request::Deadline { boottime_ms: Some(5) }), r#"{"op":"deadline","boottime_ms":5}"#),
+            (encode(&Request::End { grace_ms: 2000 }), r#"{"op":"end","grace_ms":2000}"#),
+            (
+                encode(&Request::SavePages { memory: "/m".into(), pages: "/p".into(), runs: "/r".into() }),
+                r#"{"op":"save_pages","memory":"/m","pages":"/p","runs":"/r"}"#,
+            ),
+            (encode(&Reply::Ended { how: "x".into() }), r#"{"reply":"ended","how":"x"}"#),
+            (
+                encode(&here),
+                r#"{"reply":"here","protocol":1,"keeper":{"pid":7,"start_ticks":9},"vmm":{"pid":7,"start_ticks":9},"confirmed":false}"#,
+            ),
+        ];
+        for (line, golden) in lines {
+            assert_eq!(String::from_utf8(line.expect("encoded")).expect("text"), format!("{golden}\n"));
+        }
+    }
+
+    #[test]
+    fn a_line_is_bounded_and_must_end() {
+        assert_eq!(read_line(&mut Cursor::new(b"ab\ncd\n")).expect("read"), Some(b"ab".to_vec()));
+        assert_eq!(read_line(&mut Cursor::new(b"")).expect("read"), None);
+        assert!(read_line(&mut Cursor::new(b"half")).is_err());
+        let long = vec![b'x'; 40 << 10];
+        assert!(read_line(&mut Cursor::new(long)).is_err());
+    }
+}

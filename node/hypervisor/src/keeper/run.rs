@@ -1,0 +1,294 @@
+//! The keeper's process: starts the monitor, watches it, its deadline and its output, and notes how it ended.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use thiserror::Error;
+
+use super::config::{EndRecord, KeeperConfig, SCHEMA};
+use super::console::CappedLog;
+use super::protocol::Reply;
+use super::serve::{Machine, refuse_one, serve};
+use crate::durable::{read_json, remove_file, write_json};
+use crate::process::ProcessRef;
+use crate::{VmError, sys};
+
+/// How long a machine may stay unconfirmed: ten times what a restore takes on a busy host.
+const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
+/// Bytes read from the monitor's output at once: a pipe's size.
+const OUTPUT_BYTES: usize = 64 << 10;
+
+/// Why a keeper couldn't start its machine.
+#[derive(Debug, Error)]
+enum StartError {
+    #[error("usage: keeper --config FILE")]
+    Usage,
+    #[error(transparent)]
+    Config(#[from] VmError),
+    #[error("the keeper can't {action}: {source}")]
+    System { action: &'static str, source: io::Error },
+    #[error("can't listen on {path}: {source}")]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("can't run {program}: {source}")]
+    Program { program: PathBuf, source: io::Error },
+}
+
+/// Runs one machine's keeper until its monitor has ended: `keeper --config FILE`, with the listening socket `k` as standard
+/// input. Call it before the process has a second thread; it needs no runtime. The arguments are those after the
+/// subcommand's name.
+pub fn keeper_main(args: &[OsString]) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing else can be told: the log is this process's standard error.
+            let _ = writeln!(io::stderr(), "{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: &[OsString]) -> Result<(), StartError> {
+    let [flag, path] = args else { return Err(StartError::Usage) };
+    if flag != "--config" {
+        return Err(StartError::Usage);
+    }
+    detach()?;
+    let config: KeeperConfig = read_json(Path::new(path), SCHEMA)?;
+    remove_file(Path::new(path))?;
+    let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("use its socket"))?;
+    let listener = UnixListener::from(stdin);
+    match start(&config) {
+        Ok((child, vmm)) => Watch::new(config, listener, child, vmm)?.run(),
+        Err(error) => {
+            refuse_one(&listener, &error.to_string());
+            remove_sockets(&config);
+            Err(error)
+        }
+    }
+}
+
+/// A session of its own: signals to the node's terminal or process group don't reach the keeper, nor the monitor. Files are
+/// private, and a crash of the monitor writes no guest memory to disk.
+fn detach() -> Result<(), StartError> {
+    // Refused only to a group's leader, which then is apart already.
+    let _ = nix::unistd::setsid();
+    umask(Mode::from_bits_truncate(0o077));
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| system("limit core files")(error.into()))
+}
+
+fn system(action: &'static str) -> impl Fn(io::Error) -> StartError {
+    move |source| StartError::System { action, source }
+}
+
+fn start(config: &KeeperConfig) -> Result<(Child, ProcessRef), StartError> {
+    let mut arguments = config.arguments.clone();
+    let mut inherited = Vec::new();
+    for listener in &config.listeners {
+        let failed = |source| StartError::Listen { path: listener.path.clone(), source };
+        let _ = fs::remove_file(&listener.path);
+        let socket = UnixListener::bind(&listener.path).map_err(failed)?;
+        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|error| failed(error.into()))?;
+        let placeholder = format!("{{fd:{}}}", listener.name);
+        for argument in &mut arguments {
+            *argument = argument.replace(&placeholder, &socket.as_raw_fd().to_string());
+        }
+        inherited.push(socket);
+    }
+    let mut command = Command::new(&config.program);
+    command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    sys::die_with_parent(&mut command);
+    let child = command.spawn().map_err(|source| StartError::Program { program: config.program.clone(), source })?;
+    // A monitor that ends at once is a zombie until it is reaped, so its number and start are still there.
+    let vmm = ProcessRef::of(child.id()).map_err(system("see its monitor"))?;
+    Ok((child, vmm))
+}
+
+/// One of the monitor's outputs and the log it goes to.
+struct Output {
+    pipe: Option<OwnedFd>,
+    log: CappedLog,
+}
+
+impl Output {
+    fn new(pipe: Option<OwnedFd>, log: PathBuf) -> Result<Self, StartError> {
+        if let Some(pipe) = &pipe {
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(|error| system("read its monitor")(error.into()))?;
+        }
+        Ok(Self { pipe, log: CappedLog::new(log) })
+    }
+
+    /// Moves what is there into the log; at the end of the stream the pipe is let go.
+    fn drain(&mut self, buffer: &mut [u8]) {
+        let Some(pipe) = self.pipe.take() else { return };
+        let mut file = fs::File::from(pipe);
+        let keep = match file.read(buffer) {
+            Ok(0) => false,
+            Ok(count) => {
+                // A full disk costs log lines, not the machine.
+                let _ = self.log.append(&buffer[..count]);
+                true
+            }
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        };
+        self.pipe = keep.then(|| file.into());
+    }
+}
+
+/// The main thread's state: the only one that reaps.
+struct Watch {
+    machine: Arc<Machine>,
+    listener: UnixListener,
+    child: Child,
+    pidfd: OwnedFd,
+    console: Output,
+    errors: Output,
+    started: Instant,
+}
+
+impl Watch {
+    fn new(
+        config: KeeperConfig,
+        listener: UnixListener,
+        mut child: Child,
+        vmm: ProcessRef,
+    ) -> Result<Self, StartError> {
+        let folder = config.spec.folder.clone();
+        let pidfd = sys::pidfd_open(vmm.pid).map_err(system("watch its monitor"))?;
+        let console = Output::new(child.stdout.take().map(Into::into), folder.console_log())?;
+        let errors = Output::new(child.stderr.take().map(Into::into), folder.vmm_log())?;
+        let machine = Arc::new(Machine::new(config, vmm).map_err(system("make a timer"))?);
+        Ok(Self { machine, listener, child, pidfd, console, errors, started: Instant::now() })
+    }
+
+    fn run(mut self) -> Result<(), StartError> {
+        let mut buffer = vec![0; OUTPUT_BYTES];
+        while !self.turn(&mut buffer)? {}
+        self.console.drain(&mut buffer);
+        self.errors.drain(&mut buffer);
+        let status = self.machine.reap(|| self.child.wait()).map_err(system("reap its monitor"))?;
+        self.finish(status)
+    }
+
+    /// Waits for one event and handles it; true when the monitor has ended.
+    fn turn(&mut self, buffer: &mut [u8]) -> Result<bool, StartError> {
+        let timeout = self.confirm_timeout();
+        let ready = {
+            let mut fds = vec![
+                readable(self.pidfd.as_fd()),
+                readable(self.machine.deadline().as_fd()),
+                readable(self.listener.as_fd()),
+            ];
+            let outputs = [&self.console, &self.errors].map(|output| output.pipe.as_ref().map(AsFd::as_fd));
+            fds.extend(outputs.iter().flatten().map(|&pipe| readable(pipe)));
+            match poll(&mut fds, timeout) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(system("wait")(error.into())),
+            }
+            fds.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<bool>>()
+        };
+        if ready[3..].contains(&true) {
+            self.console.drain(buffer);
+            self.errors.drain(buffer);
+        }
+        if ready[1] && self.machine.deadline_passed() {
+            self.machine.kill("its deadline passed");
+        }
+        if ready[2]
+            && let Ok((stream, _)) = self.listener.accept()
+        {
+            serve(&self.machine, stream);
+        }
+        if self.confirm_timeout() == PollTimeout::ZERO {
+            self.machine.kill("nobody confirmed it in time");
+        }
+        Ok(ready[0])
+    }
+
+    fn confirm_timeout(&self) -> PollTimeout {
+        if self.machine.is_confirmed() || self.machine.is_doomed() {
+            return PollTimeout::NONE;
+        }
+        let left = CONFIRM_LIMIT.saturating_sub(self.started.elapsed());
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// Notes and tells how it ended, and removes what can't be used again.
+    fn finish(self, status: ExitStatus) -> Result<(), StartError> {
+        let how = how(self.machine.reason(), status, &self.errors.log.last_line());
+        let config = self.machine.config();
+        remove_sockets(config);
+        let folder = &config.spec.folder;
+        let noted = if self.machine.keeps_record() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let at_unix_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            write_json(&folder.end_record(), &EndRecord { schema: SCHEMA, how: how.clone(), at_unix_ms })
+        } else {
+            remove_file(&folder.record())
+        };
+        self.machine.tell_waiters(&Reply::Ended { how });
+        Ok(noted?)
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+fn remove_sockets(config: &KeeperConfig) {
+    let folder = &config.spec.folder;
+    let sockets = config.listeners.iter().map(|listener| listener.path.clone());
+    for path in sockets.chain([folder.keeper_socket()]).chain(config.remove.iter().cloned()) {
+        // A leftover is removed by the next start in this folder.
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// How it ended, as a sentence without its subject.
+fn how(reason: Option<&str>, status: ExitStatus, last_error: &str) -> String {
+    let cause = match (status.code(), status.signal()) {
+        (Some(0), _) => "the monitor exited by itself with status 0 (the guest powered off or reset)".to_owned(),
+        (Some(code), _) => format!("the monitor exited with status {code}"),
+        (None, Some(signal)) => format!("the monitor was killed by signal {signal}"),
+        (None, None) => format!("the monitor ended: {status}"),
+    };
+    match reason {
+        Some(reason) => reason.to_owned(),
+        None if last_error.is_empty() || status.success() => cause,
+        None => format!("{cause}: {last_error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sentence_says_who_ended_it() {
+        let exited = |code: i32| ExitStatus::from_raw(code << 8);
+        assert_eq!(how(Some("its deadline passed"), ExitStatus::from_raw(9), "x"), "its deadline passed");
+        assert_eq!(how(None, ExitStatus::from_raw(9), ""), "the monitor was killed by signal 9");
+        assert_eq!(how(None, exited(1), "no such disk"), "the monitor exited with status 1: no such disk");
+        assert!(how(None, exited(0), "a warning").ends_with("(the guest powered off or reset)"));
+    }
+
+    #[test]
+    fn other_arguments_are_refused() {
+        for args in [vec![], vec!["--config"], vec!["--file", "x"], vec!["--config", "a", "b"]] {
+            let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+            assert!(matches!(run(&args), Err(StartError::Usage)));
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! A machine's command line, as pure functions: what isn't on it, the guest doesn't have.
+//!
+//! There is no network card, display, USB, sound or firmware setting; the first virtio disk is the root (read-only), the second the
+//! machine's own; one virtio serial port, `atoll`, is the channel; the first serial port is the console.
+
+use std::path::Path;
+
+use fabric_types::{Accelerator, Fit};
+use serde_json::{Value, json};
+
+use crate::kernel_args::kernel_args;
+use crate::{MemorySource, VmSpec, template};
+
+/// The virtio port's name, by which the agent finds it in /sys/class/virtio-ports.
+const CHANNEL_PORT: &str = "atoll";
+/// Cache of translated code under TCG, MiB: python3 and node warmed up take some 60 MiB of it, and it is memory private to each
+/// machine. When it is full, it is emptied.
+const TCG_CACHE_MIB: u32 = 128;
+/// What QEMU may not call: new programs, other users' rights, scheduling of others, obsolete calls (seccomp).
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+/// The processor under TCG: AMD's, so that the guest's kernel doesn't guard against what only Intel's leak (page tables of its own
+/// for user space, costly to translate), with the instructions of x86-64-v2 that distributions begin to assume.
+pub(super) const TCG_CPU: &str = "qemu64-v1";
+/// Added to [`TCG_CPU`].
+pub(super) const TCG_FEATURES: [&str; 8] = ["abm", "cx16", "lahf-lm", "popcnt", "rdrand", "sse4.1", "sse4.2", "ssse3"];
+
+/// The arguments that make `spec`'s machine, stopped. `{fd:NAME}` stands for listeners that the keeper hands on.
+pub(super) fn arguments(spec: &VmSpec, fit: &Fit, further_kernel_args: &str) -> Vec<String> {
+    let memory_mib = spec.shape.memory().0;
+    let mut arguments: Vec<String> = Vec::new();
+    let mut add = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
+    add(&["-name", &format!("guest={}", safe_label(&spec.label))]);
+    add(&["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot", "-S"]);
+    add(&["-sandbox", SANDBOX]);
+    add(&[
+        "-machine",
+        &format!("{},memory-backend=memory,sata=off,smbus=off,usb=off,vmport=off,hpet=off,graphics=off", fit.machine),
+    ]);
+    add(&["-accel", &accelerator(fit.accelerator)]);
+    add(&["-cpu", &cpu(fit)]);
+    add(&["-smp", &spec.shape.vcpus().0.to_string(), "-m", &format!("{memory_mib}M")]);
+    add(&["-object", &memory(&spec.memory, memory_mib).to_string()]);
+    add(&["-blockdev", &disk("root", &spec.image.root, true).to_string()]);
+    add(&["-device", "virtio-blk-pci,drive=root,disable-legacy=on,num-queues=1"]);
+    add(&["-blockdev", &disk("own", &spec.disk, false).to_string()]);
+    add(&["-device", "virtio-blk-pci,drive=own,disable-legacy=on,num-queues=1,discard=on"]);
+    add(&["-device", "virtio-serial-pci,max_ports=2,disable-legacy=on"]);
+    add(&["-chardev", "socket,id=channel,fd={fd:c},server=on,wait=off"]);
+    add(&["-device", &format!("virtserialport,chardev=channel,name={CHANNEL_PORT}")]);
+    add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
+    add(&["-chardev", "socket,id=monitor,fd={fd:q},server=on,wait=off", "-mon", "chardev=monitor,mode=control"]);
+    match &spec.memory {
+        MemorySource::Boot | MemorySource::BootTemplate { .. } => {
+            add(&["-kernel", &spec.image.kernel.to_string_lossy(), "-initrd", &spec.image.initramfs.to_string_lossy()]);
+            add(&["-append", &kernel_args(fit.accelerator, further_kernel_args)]);
+        }
+        // Without kernel and initramfs: their copies in QEMU would be 17 MB of private memory that no clone reads.
+        MemorySource::Clone { .. } => add(&["-incoming", "defer"]),
+        // `xen-save-devices-state` writes no section of its own configuration; a reader that expects one refuses.
+        MemorySource::Restore { .. } => add(&["-incoming", "defer", "-global", "migration.send-configuration=off"]),
+    }
+    arguments
+}
+
+fn accelerator(accelerator: Accelerator) -> String {
+    match accelerator {
+        Accelerator::Kvm => "kvm".to_owned(),
+        // One thread for each vCPU where there are several.
+        Accelerator::Tcg => format!("tcg,tb-size={TCG_CACHE_MIB}"),
+    }
+}
+
+fn cpu(fit: &Fit) -> String {
+    let features = match fit.accelerator {
+        Accelerator::Tcg => fit.cpu_features.iter().map(|feature| format!(",{feature}=on")).collect(),
+        // The model `host` has them by itself.
+        Accelerator::Kvm => ",migratable=on".to_owned(),
+    };
+    format!("{}{features}", fit.cpu_model)
+}
+
+fn memory(source: &MemorySource, memory_mib: u32) -> Value {
+    let size = u64::from(memory_mib) << 20;
+    match source {
+        MemorySource::Boot => json!({ "qom-type": "memory-backend-ram", "id": "memory", "size": size }),
+        MemorySource::BootTemplate { template } => file(size, &template::memory_file(template), true),
+        MemorySource::Clone { template } | MemorySource::Restore { template, .. } => {
+            file(size, &template::memory_file(template), false)
+        }
+    }
+}
+
+fn file(size: u64, path: &Path, share: bool) -> Value {
+    json!({ "qom-type": "memory-backend-file", "id": "memory", "size": size, "mem-path": path, "share": share })
+}
+
+fn disk(name: &str, path: &Path, read_only: bool) -> Value {
+    let discard = if read_only { "ignore" } else { "unmap" };
+    json!({
+        "node-name": name, "driver": "raw", "read-only": read_only, "discard": discard,
+        "file": { "driver": "file", "filename": path, "read-only": read_only, "discard": discard, "aio": "threads" },
+    })
+}
+
+/// A label as an option's value: QEMU takes commas and equals signs for itself.
+fn safe_label(label: &str) -> String {
+    let keep = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+    label.chars().filter(|&character| keep(character)).take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ImagePaths, SnapshotFiles, VmFolder};
+    use fabric_types::{HypervisorKind, Shape};
+
+    fn fit(accelerator: Accelerator) -> Fit {
+        Fit {
+            hypervisor: HypervisorKind::Qemu,
+            version: "7.2.22".into(),
+            machine: "pc-q35-7.2".into(),
+            accelerator,
+            cpu_model: TCG_CPU.into(),
+            cpu_features: TCG_FEATURES.map(str::to_owned).to_vec(),
+        }
+    }
+
+    fn spec(memory: MemorySource) -> VmSpec {
+        VmSpec {
+            label: "pool,1=x".into(),
+            folder: VmFolder { dir: "/v".into(), run: "/r".into() },
+            shape: Shape::DEFAULT,
+            image: ImagePaths {
+                kernel: "/i/kernel".into(),
+                initramfs: "/i/initramfs".into(),
+                root: "/i/root,x".into(),
+            },
+            disk: "/v/disk".into(),
+            memory,
+        }
+    }
+
+    fn line(memory: MemorySource) -> String {
+        arguments(&spec(memory), &fit(Accelerator::Tcg), "").join(" ")
+    }
+
+    #[test]
+    fn no_machine_has_a_network() {
+        let snapshot = SnapshotFiles { device_state: "/s".into(), pages: "/p".into(), runs: vec![], disk: "/d".into() };
+        for memory in [
+            MemorySource::Boot,
+            MemorySource::BootTemplate { template: "/t".into() },
+            MemorySource::Clone { template: "/t".into() },
+            MemorySource::Restore { template: "/t".into(), snapshot },
+        ] {
+            let line = line(memory);
+            assert!(line.contains("-nic none") && line.contains("-nodefaults"), "{line}");
+            assert!(!line.contains("netdev") && !line.contains("-net ") && !line.contains("virtio-net"), "{line}");
+            assert!(line.contains("-sandbox on,") && line.contains(" -S "), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_clone_maps_privately_and_carries_no_kernel() {
+        let boot = line(MemorySource::BootTemplate { template: "/t".into() });
+        assert!(boot.contains(r#""mem-path":"/t/memory","#) && boot.contains(r#""share":true"#), "{boot}");
+        assert!(boot.contains("-kernel /i/kernel -initrd /i/initramfs -append console=ttyS0"), "{boot}");
+        let clone = line(MemorySource::Clone { template: "/t".into() });
+        assert!(clone.contains(r#""share":false"#) && clone.ends_with("-incoming defer"), "{clone}");
+        assert!(!clone.contains("-kernel") && !clone.contains("-initrd"), "{clone}");
+    }
+
+    #[test]
+    fn names_cannot_smuggle_options() {
+        let line = line(MemorySource::Boot);
+        assert!(line.starts_with("-name guest=pool1x -nodefaults"), "{line}");
+        assert!(line.contains(r#""filename":"/i/root,x""#), "paths stand in JSON, where a comma is a comma: {line}");
+    }
+}

@@ -1,0 +1,297 @@
+//! The driver: what this host's QEMU is, and the two ways to a machine.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fabric_types::{Accelerator, Fit, GuestNetwork, HypervisorKind, Isolation};
+use serde_json::json;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::command::{TCG_CPU, TCG_FEATURES, arguments};
+use super::machine::QemuMachine;
+use super::qmp::{Qmp, open_for_qemu};
+use crate::keeper::{
+    KeeperConfig, KeeperProgram, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, check_runs, spawn, write_runs,
+};
+use crate::launch::{adoptable, clear_after, explained};
+use crate::template::{self, TemplateManifest};
+use crate::{Hypervisor, MemorySource, Vm, VmError, VmFolder, VmSpec};
+
+/// How long `qemu --version` and the like may take on a host that is busy.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// How long loading a machine's device state may take: it is some 300 KiB.
+const LOAD_LIMIT: Duration = Duration::from_secs(15);
+/// How long moving private pages may take: 64 GiB at 1 GiB/s.
+pub(super) const PAGES_LIMIT: Duration = Duration::from_secs(64);
+/// The program, when none is configured.
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What a driver is made from.
+#[derive(Debug, Clone)]
+pub struct QemuConfig {
+    /// QEMU's program; a name without a slash is looked for in PATH.
+    pub program: PathBuf,
+    /// The keeper.
+    pub keeper: KeeperProgram,
+    /// What executes the guests.
+    pub accelerator: Accelerator,
+    /// Why this driver and accelerator, for [`Isolation`].
+    pub reason: String,
+    /// Added to the guest kernel's command line.
+    pub kernel_args: String,
+}
+
+impl QemuConfig {
+    /// The host's QEMU (environment variable `ATOLL_QEMU`, else PATH) with this accelerator.
+    pub fn new(keeper: KeeperProgram, accelerator: Accelerator) -> Self {
+        let program = std::env::var_os("ATOLL_QEMU").map_or_else(|| PROGRAM.into(), PathBuf::from);
+        let reason = format!("QEMU with {} was chosen by configuration", accelerator.as_str());
+        Self { program, keeper, accelerator, reason, kernel_args: String::new() }
+    }
+}
+
+/// QEMU as a driver.
+#[derive(Debug)]
+pub struct QemuDriver {
+    config: QemuConfig,
+    fit: Fit,
+    isolation: Isolation,
+}
+
+impl QemuDriver {
+    /// Asks the program for its version and machine types. It boots nothing: whether the accelerator works, the probe tells.
+    pub async fn new(config: QemuConfig) -> Result<Self, VmError> {
+        let version = version_of(&ask(&config.program, &["--version"]).await?);
+        let machine = machine_of(&ask(&config.program, &["-machine", "help"]).await?);
+        let (Some(version), Some(machine)) = (version, machine) else {
+            let message = "it names no version or no q35 machine".to_owned();
+            return Err(VmError::Refused { monitor: "qemu", command: config.program.display().to_string(), message });
+        };
+        let (cpu_model, cpu_features) = match config.accelerator {
+            Accelerator::Tcg => (TCG_CPU.to_owned(), TCG_FEATURES.map(str::to_owned).to_vec()),
+            Accelerator::Kvm => ("host".to_owned(), host_features()?),
+        };
+        let accelerator = config.accelerator;
+        let fit = Fit { hypervisor: HypervisorKind::Qemu, version, machine, accelerator, cpu_model, cpu_features };
+        let isolation = Isolation {
+            hypervisor: HypervisorKind::Qemu,
+            accelerator,
+            reason: config.reason.clone(),
+            guest_address_randomization: accelerator != Accelerator::Tcg,
+            network: GuestNetwork::None,
+        };
+        Ok(Self { config, fit, isolation })
+    }
+
+    fn check(&self, spec: &VmSpec) -> Result<(), VmError> {
+        match &spec.memory {
+            MemorySource::Boot => Ok(()),
+            MemorySource::BootTemplate { template } => prepare_template(template),
+            MemorySource::Clone { template } => self.check_template(template, spec).map(drop),
+            MemorySource::Restore { template, snapshot } => {
+                let manifest = self.check_template(template, spec)?;
+                check_runs(&snapshot.runs, manifest.memory_bytes).map_err(|source| VmError::File {
+                    action: "restore the pages of",
+                    path: snapshot.pages.clone(),
+                    source,
+                })
+            }
+        }
+    }
+
+    fn check_template(&self, template: &Path, spec: &VmSpec) -> Result<TemplateManifest, VmError> {
+        let manifest = TemplateManifest::read(template)?;
+        manifest.check(template, &self.fit, spec.shape, &spec.image)?;
+        Ok(manifest)
+    }
+
+    /// Brings a started monitor to where its specification says, paused.
+    async fn prepare(&self, spec: &VmSpec, spawned: &SpawnedKeeper) -> Result<Qmp, VmError> {
+        let qmp = Qmp::connect(&spec.folder.monitor_socket(), &spec.label).await?;
+        let state = match &spec.memory {
+            MemorySource::Boot | MemorySource::BootTemplate { .. } => return Ok(qmp),
+            MemorySource::Clone { template } => {
+                set_capabilities(&qmp, true).await?;
+                template::state_file(template)
+            }
+            MemorySource::Restore { template, snapshot } => {
+                set_capabilities(&qmp, false).await?;
+                let runs = runs_file(&spec.folder);
+                let failed = |source| VmError::File { action: "write", path: runs.clone(), source };
+                write_runs(&runs, &snapshot.runs).map_err(failed)?;
+                let memory = template::memory_file(template);
+                let request = Request::LayPages { memory, pages: snapshot.pages.clone(), runs: runs.clone() };
+                let reply = spawned.keeper.ask(&request, "lay_pages", PAGES_LIMIT).await?;
+                if let Reply::Pages { bytes, took_us } = reply {
+                    tracing::debug!(label = spec.label, bytes, took_us, "private pages laid over the template's");
+                }
+                crate::durable::remove_file(&runs)?;
+                snapshot.device_state.clone()
+            }
+        };
+        qmp.give_descriptor("state", open_for_qemu(&state)?).await?;
+        qmp.migrate("migrate-incoming", json!({ "uri": "fd:state" }), LOAD_LIMIT).await?;
+        Ok(qmp)
+    }
+}
+
+#[async_trait]
+impl Hypervisor for QemuDriver {
+    fn fit(&self) -> &Fit {
+        &self.fit
+    }
+
+    fn isolation(&self) -> &Isolation {
+        &self.isolation
+    }
+
+    async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
+        self.check(&spec)?;
+        let folder = &spec.folder;
+        let listener = |name: &str, path| ListenerConfig { name: name.to_owned(), path };
+        let config = KeeperConfig {
+            schema: SCHEMA,
+            driver: HypervisorKind::Qemu,
+            spec: spec.clone(),
+            program: self.config.program.clone(),
+            arguments: arguments(&spec, &self.fit, &self.config.kernel_args),
+            listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
+            remove: vec![runs_file(folder)],
+        };
+        let spawned = match spawn(&self.config.keeper, &config).await {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                clear_after(folder, None).await;
+                return Err(error);
+            }
+        };
+        let prepared = self.prepare(&spec, &spawned).await;
+        let SpawnedKeeper { keeper, creator, here } = spawned;
+        let finished = match prepared {
+            Ok(qmp) => creator.confirm().await.map(|()| qmp),
+            Err(error) => {
+                let error = explained(error, folder, here.vmm).await;
+                drop(creator);
+                Err(error)
+            }
+        };
+        match finished {
+            Ok(qmp) => Ok(Box::new(QemuMachine::new(spec, self.fit.clone(), keeper, here, qmp))),
+            Err(error) => {
+                clear_after(folder, Some(here)).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError> {
+        let (record, keeper, here) = adoptable(folder, HypervisorKind::Qemu).await?;
+        let qmp = Qmp::connect(&folder.monitor_socket(), &record.spec.label).await?;
+        Ok(Box::new(QemuMachine::new(record.spec, self.fit.clone(), keeper, here, qmp)))
+    }
+}
+
+/// Events tell the end of a transfer; `x-ignore-shared` leaves memory in a shared file out of the stream, and has a reader not expect
+/// it there.
+pub(super) async fn set_capabilities(qmp: &Qmp, ignore_shared: bool) -> Result<(), VmError> {
+    let capabilities = json!({ "capabilities": [
+        { "capability": "events", "state": true },
+        { "capability": "x-ignore-shared", "state": ignore_shared },
+    ]});
+    qmp.execute("migrate-set-capabilities", capabilities).await.map(drop)
+}
+
+/// Where a restore's runs lie while the keeper reads them.
+fn runs_file(folder: &VmFolder) -> PathBuf {
+    folder.dir.join("runs")
+}
+
+/// A folder that becomes a template: an earlier, half-made one's memory would be the new guest's.
+fn prepare_template(folder: &Path) -> Result<(), VmError> {
+    std::fs::create_dir_all(folder).map_err(|source| VmError::File {
+        action: "make",
+        path: folder.to_owned(),
+        source,
+    })?;
+    if template::manifest_file(folder).exists() {
+        let why = format!("{} holds a sealed template; clones may be running from it", folder.display());
+        return Err(VmError::Unsupported { verb: "boot template", why });
+    }
+    crate::durable::remove_file(&template::memory_file(folder))?;
+    crate::durable::remove_file(&template::state_file(folder))
+}
+
+async fn ask(program: &Path, arguments: &[&str]) -> Result<String, VmError> {
+    let failed = |source| VmError::Program {
+        program: program.display().to_string(),
+        source,
+        advice: "install the package qemu-system-x86, or name QEMU in ATOLL_QEMU",
+    };
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let output =
+        timeout(ASK_LIMIT, output).await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?.map_err(failed)?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `QEMU emulator version 7.2.22 (Debian ...)`.
+fn version_of(text: &str) -> Option<String> {
+    text.split_once("version ")?.1.split_whitespace().next().map(str::to_owned)
+}
+
+/// The versioned machine that `q35` stands for: `q35  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)`.
+fn machine_of(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with("q35 "))?;
+    line.split_once("(alias of ")?.1.strip_suffix(')').map(str::to_owned)
+}
+
+/// The processor's features, which `-cpu host` passes on.
+fn host_features() -> Result<Vec<String>, VmError> {
+    let path = Path::new("/proc/cpuinfo");
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|source| VmError::File { action: "read", path: path.to_owned(), source })?;
+    let value = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_owned())
+    };
+    let mut features: Vec<String> = value("flags").unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    features.push(format!("model={}", value("model name").unwrap_or_default()));
+    features.sort_unstable();
+    Ok(features)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_and_machine_are_read_from_what_qemu_prints() {
+        let printed = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c) 2003-2022";
+        assert_eq!(version_of(printed).as_deref(), Some("7.2.22"));
+        let machines = "Supported machines are:\npc-q35-7.2   x\nq35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n";
+        assert_eq!(machine_of(machines).as_deref(), Some("pc-q35-7.2"));
+        assert_eq!(machine_of("q35-like"), None);
+        assert_eq!(version_of("no"), None);
+    }
+
+    #[test]
+    fn a_sealed_template_is_not_booted_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(template::memory_file(folder.path()), b"old memory").expect("written");
+        prepare_template(folder.path()).expect("half-made");
+        assert!(!template::memory_file(folder.path()).exists(), "another guest's memory stayed");
+        std::fs::write(template::manifest_file(folder.path()), b"{}").expect("written");
+        assert!(matches!(prepare_template(folder.path()), Err(VmError::Unsupported { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named_with_advice() {
+        let keeper = KeeperProgram { program: "/nonexistent".into(), args: vec![] };
+        let config = QemuConfig { program: "/nonexistent/qemu".into(), ..QemuConfig::new(keeper, Accelerator::Tcg) };
+        let error = QemuDriver::new(config).await.expect_err("missing").to_string();
+        assert!(error.contains("/nonexistent/qemu") && error.contains("install the package"), "{error}");
+    }
+}

@@ -1,0 +1,198 @@
+//! One QEMU machine: the verbs.
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use fabric_types::Fit;
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::spawn_blocking;
+
+use super::driver::{PAGES_LIMIT, set_capabilities};
+use super::qmp::{Qmp, create_for_qemu};
+use crate::disk::copy_sparse;
+use crate::keeper::{Here, Keeper, Request, read_runs};
+use crate::launch::Kept;
+use crate::template;
+use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState};
+
+/// How long writing a template's device state may take: some 300 KiB, plus what the guest's disk still flushes.
+const SAVE_LIMIT: Duration = Duration::from_secs(15);
+
+/// A machine.
+#[derive(Debug)]
+pub(super) struct QemuMachine {
+    kept: Kept,
+    fit: Fit,
+    qmp: Qmp,
+    /// Verbs that change the machine take turns: a resume in the middle of a snapshot would tear it.
+    turns: Semaphore,
+    /// The newest channel, to be closed when a newer one is asked for.
+    channel: Mutex<Option<BlockingStream>>,
+}
+
+impl QemuMachine {
+    pub(super) fn new(spec: VmSpec, fit: Fit, keeper: Keeper, here: Here, qmp: Qmp) -> Self {
+        Self { kept: Kept::new(spec, keeper, here), fit, qmp, turns: Semaphore::new(1), channel: Mutex::new(None) }
+    }
+
+    async fn turn(&self) -> SemaphorePermit<'_> {
+        // It is never closed while `self` is borrowed.
+        self.turns.acquire().await.expect("the semaphore is not closed")
+    }
+
+    /// Runs a command; when the monitor is gone, the error says how it ended.
+    async fn execute(&self, command: &'static str, arguments: Value) -> Result<Value, VmError> {
+        match self.qmp.execute(command, arguments).await {
+            Err(VmError::Ended { .. }) if !self.kept.lives() => {
+                Err(VmError::Ended { label: self.kept.spec.label.clone(), how: self.kept.ended().await })
+            }
+            answer => answer,
+        }
+    }
+
+    async fn runs(&self) -> Result<bool, VmError> {
+        let status = self.execute("query-status", json!({})).await?;
+        Ok(status.get("running").and_then(Value::as_bool).unwrap_or(false))
+    }
+
+    /// Writes the stopped machine's device state, private pages and disk, the last two at once.
+    async fn write_snapshot(&self, files: &SnapshotFiles, runs: PathBuf, template: &Path) -> Result<(), VmError> {
+        let arguments = json!({ "filename": files.device_state, "live": false });
+        self.execute("xen-save-devices-state", arguments).await?;
+        let memory = template::memory_file(template);
+        let request = Request::SavePages { memory, pages: files.pages.clone(), runs };
+        let (own, copy) = (self.kept.spec.disk.clone(), files.disk.clone());
+        let disk = spawn_blocking(move || copy_sparse(&own, &copy));
+        let (pages, disk) = tokio::join!(self.kept.keeper.ask(&request, "save_pages", PAGES_LIMIT), disk);
+        let reply = pages?;
+        tracing::debug!(label = self.kept.spec.label, ?reply, "private pages saved");
+        disk.map_err(|panicked| VmError::File {
+            action: "copy",
+            path: self.kept.spec.disk.clone(),
+            source: panicked.into(),
+        })?
+    }
+}
+
+#[async_trait]
+impl Vm for QemuMachine {
+    fn spec(&self) -> &VmSpec {
+        &self.kept.spec
+    }
+
+    async fn resume(&self) -> Result<(), VmError> {
+        let _turn = self.turn().await;
+        self.execute("cont", json!({})).await.map(drop)
+    }
+
+    async fn pause(&self) -> Result<(), VmError> {
+        let _turn = self.turn().await;
+        self.execute("stop", json!({})).await.map(drop)
+    }
+
+    async fn state(&self) -> Result<VmState, VmError> {
+        match self.runs().await {
+            Ok(true) => Ok(VmState::Running),
+            Ok(false) => Ok(VmState::Paused),
+            Err(VmError::Ended { .. }) if !self.kept.lives() => Ok(VmState::Ended),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn save_template(&self) -> Result<(), VmError> {
+        let spec = &self.kept.spec;
+        let MemorySource::BootTemplate { template } = &spec.memory else {
+            let why = "only a machine booted as a template becomes one".to_owned();
+            return Err(VmError::Unsupported { verb: "save_template", why });
+        };
+        let _turn = self.turn().await;
+        self.execute("stop", json!({})).await?;
+        set_capabilities(&self.qmp, true).await?;
+        self.qmp.give_descriptor("state", create_for_qemu(&template::state_file(template))?).await?;
+        self.qmp.migrate("migrate", json!({ "uri": "fd:state" }), SAVE_LIMIT).await?;
+        self.kept.shutdown().await?;
+        let (folder, fit, spec) = (template.clone(), self.fit.clone(), spec.clone());
+        let sealed = spawn_blocking(move || {
+            let disk = template::disk_file(&folder);
+            if disk != spec.disk {
+                copy_sparse(&spec.disk, &disk)?;
+            }
+            template::seal(&folder, &fit, spec.shape, &spec.image)
+        });
+        sealed.await.map_err(|panicked| VmError::File {
+            action: "seal",
+            path: template.clone(),
+            source: panicked.into(),
+        })?
+    }
+
+    async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError> {
+        let template = match &self.kept.spec.memory {
+            MemorySource::Clone { template } | MemorySource::Restore { template, .. } => template,
+            MemorySource::Boot | MemorySource::BootTemplate { .. } => {
+                let why = "only what differs from a template can be told apart; this machine has none".to_owned();
+                return Err(VmError::Unsupported { verb: "snapshot", why });
+            }
+        };
+        std::fs::create_dir_all(into).map_err(|source| VmError::File {
+            action: "make",
+            path: into.to_owned(),
+            source,
+        })?;
+        let file = |name: &str| into.join(name);
+        let (runs, mut files) = (
+            file("runs"),
+            SnapshotFiles { device_state: file("state"), pages: file("pages"), runs: Vec::new(), disk: file("disk") },
+        );
+        let _turn = self.turn().await;
+        let ran = self.runs().await?;
+        let stopped = Instant::now();
+        self.execute("stop", json!({})).await?;
+        let written = self.write_snapshot(&files, runs.clone(), template).await;
+        // It goes on whatever became of the snapshot.
+        let resumed = if ran { self.execute("cont", json!({})).await.map(drop) } else { Ok(()) };
+        let stop_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+        written?;
+        resumed?;
+        files.runs = read_runs(&runs).map_err(|source| VmError::File { action: "read", path: runs.clone(), source })?;
+        crate::durable::remove_file(&runs)?;
+        Ok(SnapshotTaken { files, stop_us })
+    }
+
+    async fn channel(&self) -> Result<UnixStream, VmError> {
+        let path = self.kept.spec.folder.channel_socket();
+        let failed = |source| VmError::File { action: "connect to", path: path.clone(), source };
+        let stream = BlockingStream::connect(&path).map_err(failed)?;
+        stream.set_nonblocking(true).map_err(failed)?;
+        let newest = stream.try_clone().map_err(failed)?;
+        // QEMU serves one connection; the next is accepted when this one is closed.
+        let older = self.channel.lock().unwrap_or_else(PoisonError::into_inner).replace(newest);
+        if let Some(older) = older {
+            // It may be closed already.
+            let _ = older.shutdown(Shutdown::Both);
+        }
+        UnixStream::from_std(stream).map_err(failed)
+    }
+
+    async fn counters(&self) -> Result<Counters, VmError> {
+        self.kept.counters()
+    }
+
+    async fn set_deadline(&self, deadline: Option<BoottimeMs>) -> Result<(), VmError> {
+        self.kept.set_deadline(deadline).await
+    }
+
+    async fn ended(&self) -> String {
+        self.kept.ended().await
+    }
+
+    async fn shutdown(&self) -> Result<(), VmError> {
+        self.kept.shutdown().await
+    }
+}

@@ -1,0 +1,19 @@
+//! QEMU over QMP: the driver for hosts without hardware virtualization or without Cloud Hypervisor.
+//!
+//! ```text
+//! driver     finds the program out (version, machine type) and makes or adopts machines
+//! command    a machine's command line, as pure functions
+//! machine    one machine: the trait's verbs
+//! qmp        the monitor's protocol
+//! ```
+//!
+//! A template's memory is a file mapped shared; its device state is a migration stream without that memory
+//! (`x-ignore-shared`). A clone maps the file privately and loads the stream. A clone's snapshot is its private pages (the
+//! keeper reads them) and `xen-save-devices-state`; a restore is a clone with those pages laid over it.
+
+mod command;
+mod driver;
+mod machine;
+mod qmp;
+
+pub use driver::{QemuConfig, QemuDriver};

@@ -1,0 +1,72 @@
+//! Folders that an earlier process of this node left: what is half-made is ended and cleared.
+
+use std::time::Duration;
+
+use crate::VmFolder;
+use crate::durable::{read_json, remove_file};
+use crate::keeper::{Reply, Request, SCHEMA, VmRecord, ask_blocking};
+use crate::process::boot_id;
+
+/// How long a keeper may take to answer; it does nothing else meanwhile.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a killed process may take to be gone: freeing a large guest's memory.
+const GONE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What was found in a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    /// A complete machine lives there: adopt it, or end it with [`end_machine`].
+    Lives,
+    /// A complete machine has ended there; its logs and record are left to be read, the folder is yours to remove.
+    Ended,
+    /// Something half-made or unreachable was ended and its files removed.
+    Cleared,
+    /// Nothing of a machine.
+    Nothing,
+}
+
+/// Looks into each folder, ends keepers and monitors of half-made machines and clears after them. Blocks: milliseconds for what is
+/// sound, up to 7 s for what has to be killed.
+pub fn sweep<'a>(folders: impl IntoIterator<Item = &'a VmFolder>) -> Vec<Swept> {
+    folders.into_iter().map(sweep_one).collect()
+}
+
+/// Ends whatever machine lives in the folder and removes its files, whether complete or not. Idempotent. Blocks, up to 9 s.
+pub fn end_machine(folder: &VmFolder) -> bool {
+    let socket = folder.keeper_socket();
+    let asked = ask_blocking(&socket, &Request::End { grace_ms: 0 }, ANSWER_LIMIT);
+    let found = clear(folder);
+    asked.is_ok() || found
+}
+
+fn sweep_one(folder: &VmFolder) -> Swept {
+    match ask_blocking(&folder.keeper_socket(), &Request::Hello, ANSWER_LIMIT) {
+        Ok(Reply::Here { confirmed: true, .. }) => Swept::Lives,
+        Ok(_) => {
+            end_machine(folder);
+            Swept::Cleared
+        }
+        Err(_) if folder.end_record().exists() => Swept::Ended,
+        Err(_) if clear(folder) => Swept::Cleared,
+        Err(_) => Swept::Nothing,
+    }
+}
+
+/// Kills the processes that the record names and removes all files; whether there was anything.
+fn clear(folder: &VmFolder) -> bool {
+    let mut found = false;
+    if let Ok(record) = read_json::<VmRecord>(&folder.record(), SCHEMA)
+        && boot_id().is_ok_and(|boot| boot == record.boot_id)
+    {
+        for process in [record.keeper, record.vmm] {
+            process.kill();
+            process.wait_gone(GONE_LIMIT);
+        }
+    }
+    for path in folder.all_files().iter().chain([&folder.record()]) {
+        found |= path.exists();
+        // What can't be removed now is removed with its folder.
+        let _ = remove_file(path);
+    }
+    found
+}

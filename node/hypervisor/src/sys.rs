@@ -1,0 +1,49 @@
+//! The few Linux calls that have no safe form.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+mod ioctls {
+    //! `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
+    nix::ioctl_write_int!(ficlone, 0x94, 9);
+}
+
+/// Has the kernel kill the command's process when the thread that starts it ends (`PR_SET_PDEATHSIG`, prctl(2)). Call it and
+/// `spawn` from a thread that lives as long as the process. The kernel forgets the wish where the program is set-user-id
+/// or carries file capabilities.
+pub(crate) fn die_with_parent(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    let before_exec = move || {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+        // The parent may have died before the wish was heard: then nobody would ever kill this process.
+        if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECHILD)) }
+    };
+    // SAFETY: why unsafe: a closure that runs between fork and exec may only call what is async-signal-safe.
+    // Why it holds: it makes two system calls, compares numbers, and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// A descriptor that becomes readable when the process ends (pidfd_open(2), Linux 5.3).
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: why unsafe: neither std nor nix wraps this call. Why it holds: it takes two integers and touches no memory.
+    let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0 as libc::c_long) };
+    let descriptor = i32::try_from(answer).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    if descriptor < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: why unsafe: a number becomes an owner. Why it holds: the kernel has just made it and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Shares all of `source`'s blocks with `target` (ioctl_ficlone(2)); an error where the file system can't.
+pub(crate) fn clone_file(source: &File, target: &File) -> io::Result<()> {
+    let source =
+        libc::c_ulong::try_from(source.as_raw_fd()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: why unsafe: an ioctl's argument isn't typed. Why it holds: FICLONE takes an open descriptor's number, both
+    // files are open for the length of the call, and no memory is passed.
+    unsafe { ioctls::ficlone(target.as_raw_fd(), source) }.map(drop).map_err(io::Error::from)
+}

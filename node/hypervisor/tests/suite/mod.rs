@@ -1,0 +1,112 @@
+//! What every driver's test needs: the image, the keeper, folders that go away, and a loud word when something is missing.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use fabric_types::Shape;
+use node_hypervisor::{ImagePaths, KeeperProgram, MemorySource, VmFolder, VmSpec};
+
+/// How long a guest may take to boot on a busy host.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+/// Says that a test can't run here, and leaves the reason where the whole run's summary is made.
+pub fn skip(what: &str, why: &str) {
+    let line = format!("SKIPPED: {what}: {why}");
+    println!("{line}");
+    if let Some(path) = std::env::var_os("ATOLL_SKIPS") {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let noted = file.and_then(|mut file| writeln!(file, "{line}"));
+        noted.expect("ATOLL_SKIPS names a file that can be written");
+    }
+}
+
+/// The guest image: `ATOLL_IMAGE`, else the newest complete one of this repository.
+pub fn image() -> Option<ImagePaths> {
+    let complete = |folder: PathBuf| {
+        let image = ImagePaths {
+            kernel: folder.join("kernel"),
+            initramfs: folder.join("initramfs"),
+            root: folder.join("root.erofs"),
+        };
+        let all = [&image.kernel, &image.initramfs, &image.root].iter().all(|path| path.is_file());
+        all.then_some(image)
+    };
+    if let Some(folder) = std::env::var_os("ATOLL_IMAGE") {
+        return complete(folder.into());
+    }
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.atoll/image");
+    let folders = fs::read_dir(images).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<ImagePaths> = folders.filter_map(complete).collect();
+    found.sort_by_key(|image| fs::metadata(&image.root).and_then(|about| about.modified()).ok());
+    found.pop()
+}
+
+/// This crate's example that is a keeper and nothing else; cargo builds it along with the tests.
+pub fn keeper() -> KeeperProgram {
+    let test = std::env::current_exe().expect("this test's path");
+    let target = test.parent().and_then(Path::parent).expect("deps lies in the profile's folder");
+    let program = target.join("examples/keeper");
+    assert!(program.is_file(), "{} is missing: cargo build -p node-hypervisor --examples", program.display());
+    KeeperProgram { program, args: vec![] }
+}
+
+/// Folders of one test. Dropping it removes them.
+pub struct Place {
+    root: tempfile::TempDir,
+    next: AtomicU32,
+    image: ImagePaths,
+}
+
+impl Place {
+    /// A place in the system's temporary folder, whose path is short enough for sockets.
+    pub fn new(image: ImagePaths) -> Self {
+        let root = tempfile::Builder::new().prefix("atoll-vm-").tempdir().expect("a folder");
+        Self { root, next: AtomicU32::new(0), image }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub fn template(&self) -> PathBuf {
+        self.path("template")
+    }
+
+    /// A specification with folders of its own; the disk is not made.
+    pub fn spec(&self, memory: MemorySource) -> VmSpec {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let dir = self.path(&format!("vm{number}"));
+        fs::create_dir_all(&dir).expect("made");
+        VmSpec {
+            label: format!("vm{number}"),
+            disk: dir.join("disk"),
+            folder: VmFolder { dir, run: self.path(&format!("r{number}")) },
+            shape: Shape::DEFAULT,
+            image: self.image.clone(),
+            memory,
+        }
+    }
+}
+
+/// Waits until something holds.
+pub async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < limit, "{what} took more than {limit:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether a process is there and no zombie.
+pub fn runs(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// Milliseconds since `start`, for the figures that a test prints.
+pub fn ms(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
+}
