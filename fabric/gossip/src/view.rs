@@ -61,11 +61,8 @@ impl ClusterView {
         self.live_in(region).filter_map(|view| view.rtt_ms).min()
     }
 
-    /// The live node that says it leads a group; the youngest claim wins where two do.
+    /// A live node that says it leads a group. Around an election two may say so, and consensus knows better.
     pub fn leader(&self, group: &str) -> Option<&NodeReport> {
-        self.live_nodes()
-            .filter(|view| view.report.leads.iter().any(|led| led == group))
-            .max_by_key(|view| view.since)
-            .map(|view| &view.report)
+        self.live_nodes().map(|view| &view.report).find(|report| report.leads.iter().any(|led| led == group))
     }
 }
