@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fabric_types::{Generation, SandboxId};
+use guest_proto::session::{self, SessionError, SessionId};
 use guest_proto::surface::{AgentError, EXEC_SECONDS_MAX, GENERATION_HEADER};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
@@ -33,15 +34,13 @@ pub type GuestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Syn
 
 /// Longest wait for an answer's head: a command of the longest possible time, and a minute for its guest to say so.
 const ANSWER_MAX: Duration = Duration::from_secs(EXEC_SECONDS_MAX as u64 + 60);
-/// Opening a session over a channel that a running guest serves takes milliseconds; 5 s is a guest that doesn't.
-const OPEN_MAX: Duration = Duration::from_secs(5);
+/// Opening a session with a running guest takes milliseconds; 5 s is a guest that doesn't answer.
+pub(crate) const OPEN_MAX: Duration = Duration::from_secs(5);
 /// Largest answer to one of our own calls, bytes: they are small JSON, and what a guest says is bounded.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// HTTP/2 flow control, bytes a stream and a connection: an upload at the channel's speed isn't held up by windows.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Bytes of a session's id.
-const SESSION_BYTES: usize = 16;
 
 /// Why a request didn't get an answer from the guest's agent.
 #[derive(Debug, Error)]
@@ -137,8 +136,8 @@ pub(crate) enum CallError {
     #[error("the session broke off: {0}")]
     Session(#[from] hyper::Error),
     /// The session couldn't begin.
-    #[error("the session couldn't begin: {0}")]
-    Open(#[from] std::io::Error),
+    #[error(transparent)]
+    Open(#[from] SessionError),
     /// No answer in time.
     #[error("no answer in {0} ms")]
     Timeout(u128),
@@ -159,15 +158,10 @@ pub(crate) enum CallError {
 }
 
 impl Link {
-    /// Opens a new session with the agent; an older one of the same machine ends in the guest.
-    pub(crate) async fn open(vm: &dyn Vm) -> Result<Self, CallError> {
+    /// Opens a new session with the agent of a running machine; an older one of the same machine ends.
+    pub(crate) async fn open(vm: &dyn Vm, deadline: Duration) -> Result<Self, CallError> {
         let channel = vm.channel().await?;
-        let opening = Self::over(channel);
-        timeout(OPEN_MAX, opening).await.map_err(|_| CallError::Timeout(OPEN_MAX.as_millis()))?
-    }
-
-    async fn over(channel: tokio::net::UnixStream) -> Result<Self, CallError> {
-        let stream = channel;
+        let stream = session::host::open(channel, rand::random::<SessionId>(), deadline).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)

@@ -14,30 +14,31 @@
 //!        template pool   folder, identity, guest, snapshots
 //! ```
 //! A sandbox's life is `fabric_types::Phase`; this crate's driver is the only one that moves it. What lies on disk is
-//! described in [`folder`](crate) terms: a *home* is a folder with a machine's disk and files, and it is a sandbox's
+//! described in `folder`: a *home* is a folder with a machine's disk and files, and it is a sandbox's
 //! home as soon as a durable `sandbox.json` stands in it.
 //!
 //! It knows nothing of consensus, gossip or the fabric: intent comes down as commands, what is observed goes up on watches.
 
-#![allow(dead_code)]
-
 mod activity;
+mod board;
 mod clock;
+mod context;
 mod contract;
 mod durable;
 mod folder;
 mod guest;
 mod identity;
+mod machine;
+mod pool;
 mod queue;
 mod reconcile;
+mod rehearsal;
 mod runtime;
+mod sandbox;
+mod template;
 #[cfg(test)]
 mod testing;
 
 pub use contract::*;
 pub use guest::{GuestBody, GuestClient, GuestError};
 pub use runtime::Runtime;
-
-/// Stands in until the snapshot crate has its store.
-#[derive(Debug)]
-pub struct SnapshotStore;

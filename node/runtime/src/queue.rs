@@ -103,7 +103,12 @@ pub(crate) fn judge(phase: &Phase, ask: Ask) -> Verdict {
             Ask::Delete => Do,
             Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
         },
-        Phase::Deleting | Phase::Gone => match ask {
+        // Met only by one whose removal failed half-way: it is gone on with.
+        Phase::Deleting => match ask {
+            Ask::Delete => Do,
+            Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
+        },
+        Phase::Gone => match ask {
             Ask::Delete => Already,
             Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
         },
@@ -142,8 +147,9 @@ mod tests {
     fn what_is_carried_out_is_a_legal_step_of_the_sandboxs_life() {
         for phase in phases() {
             for ask in ASKS {
-                // A sandbox that was only asked for is placed by being run here.
-                if judge(&phase, ask) != Verdict::Do || (phase == Phase::Requested && ask == Ask::Run) {
+                // A sandbox that was only asked for is placed by being run here, and a removal that failed has begun.
+                let begun = matches!((&phase, ask), (Phase::Requested, Ask::Run) | (Phase::Deleting, Ask::Delete));
+                if judge(&phase, ask) != Verdict::Do || begun {
                     continue;
                 }
                 if let Some(event) = begins_with(ask) {

@@ -74,8 +74,7 @@ pub(crate) fn step(
     }
     for (id, seen) in seen {
         let graced = now.since(seen.begun_at) < UNCOMMITTED_GRACE_MS;
-        let leaving = matches!(seen.phase, Phase::Deleting | Phase::Gone);
-        if !wanted.contains(id) && seen.settled && !graced && !leaving {
+        if !wanted.contains(id) && seen.settled && !graced && seen.phase != Phase::Gone {
             commands.push(Command::Act(id.clone(), seen.generation, Verb::Delete));
         }
     }

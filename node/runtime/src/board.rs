@@ -1,0 +1,193 @@
+//! The sandboxes of this node: who drives each, what is seen of each, and what must not come back.
+//!
+//! The lock is held for map look-ups alone, never across an await; readers outside get watches.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fabric_types::{Generation, Phase, SandboxId, UnixMillis};
+use tokio::sync::watch;
+
+use crate::activity;
+use crate::reconcile::{HeldBack, Seen};
+use crate::sandbox::Handle;
+use crate::{AutoAction, Observed, RuntimeError};
+
+/// Sandboxes of one node: what a host of the smallest supported fleet can hold (a monitor takes 22 MiB before its guest).
+pub(crate) const SANDBOXES_MAX: usize = 200;
+/// Deleted sandboxes that are remembered, so that an older intent doesn't bring one back: as many as are deleted in the
+/// time that intents take to follow, with room.
+const BURIED_MAX: usize = 4096;
+/// How long a `run` that failed is left alone by reconciliation, ms: whoever asked for it withdraws it meanwhile.
+const FAILED_RUN_WAIT_MS: u64 = 5_000;
+
+/// See the module.
+pub(crate) struct Board {
+    inner: Mutex<Inner>,
+    observed: watch::Sender<Arc<BTreeMap<SandboxId, Observed>>>,
+    due: watch::Sender<Arc<Vec<AutoAction>>>,
+    /// Counts sets of intents, so that each sandbox knows which came after what was asked of it directly.
+    intents: AtomicU64,
+}
+
+#[derive(Default)]
+struct Inner {
+    handles: BTreeMap<SandboxId, Handle>,
+    held_back: BTreeMap<SandboxId, (UnixMillis, HeldBack)>,
+}
+
+/// What a new sandbox's entry met.
+pub(crate) enum Entry {
+    /// It is new: its driver was made.
+    New(Handle),
+    /// It was here already.
+    Known(Handle),
+}
+
+impl Board {
+    pub(crate) fn new() -> Self {
+        Self {
+            inner: Mutex::default(),
+            observed: watch::Sender::new(Arc::default()),
+            due: watch::Sender::new(Arc::default()),
+            intents: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn observed(&self) -> watch::Receiver<Arc<BTreeMap<SandboxId, Observed>>> {
+        self.observed.subscribe()
+    }
+
+    pub(crate) fn due(&self) -> watch::Receiver<Arc<Vec<AutoAction>>> {
+        self.due.subscribe()
+    }
+
+    /// The sandbox's driver.
+    pub(crate) fn find(&self, id: &SandboxId) -> Option<Handle> {
+        self.lock().handles.get(id).cloned()
+    }
+
+    /// All drivers.
+    pub(crate) fn all(&self) -> Vec<Handle> {
+        self.lock().handles.values().cloned().collect()
+    }
+
+    /// Enters a sandbox that isn't here, with the driver that `make` starts.
+    pub(crate) fn enter(
+        &self,
+        id: &SandboxId,
+        generation: Generation,
+        make: impl FnOnce() -> Handle,
+    ) -> Result<Entry, RuntimeError> {
+        let mut inner = self.lock();
+        if let Some(handle) = inner.handles.get(id) {
+            return Ok(Entry::Known(handle.clone()));
+        }
+        if let Some((_, HeldBack::Buried(buried))) = inner.held_back.get(id)
+            && generation <= *buried
+        {
+            return Err(RuntimeError::Phase { id: id.clone(), phase: Phase::Gone, verb: "be created" });
+        }
+        if inner.handles.len() >= SANDBOXES_MAX {
+            return Err(RuntimeError::Full { limit: SANDBOXES_MAX });
+        }
+        let handle = make();
+        inner.handles.insert(id.clone(), handle.clone());
+        Ok(Entry::New(handle))
+    }
+
+    /// Shows what a driver sees of its sandbox.
+    pub(crate) fn show(&self, observed: Observed) {
+        self.observed.send_modify(|all| {
+            Arc::make_mut(all).insert(observed.id.clone(), observed);
+        });
+    }
+
+    /// Forgets a sandbox of which nothing is left.
+    pub(crate) fn leave(&self, id: &SandboxId) {
+        self.lock().handles.remove(id);
+        self.observed.send_modify(|all| {
+            Arc::make_mut(all).remove(id);
+        });
+    }
+
+    /// Remembers that a sandbox was deleted under a generation.
+    pub(crate) fn bury(&self, id: &SandboxId, generation: Generation, now: UnixMillis) {
+        self.hold_back(id, HeldBack::Buried(generation), now);
+    }
+
+    /// Remembers that a `run` failed.
+    pub(crate) fn run_failed(&self, id: &SandboxId, now: UnixMillis) {
+        self.hold_back(id, HeldBack::Until(UnixMillis(now.0 + FAILED_RUN_WAIT_MS)), now);
+    }
+
+    fn hold_back(&self, id: &SandboxId, held: HeldBack, now: UnixMillis) {
+        let mut inner = self.lock();
+        inner.held_back.insert(id.clone(), (now, held));
+        if inner.held_back.len() > BURIED_MAX {
+            let oldest = inner.held_back.iter().min_by_key(|(_, (at, _))| *at).map(|(id, _)| id.clone());
+            if let Some(oldest) = oldest {
+                inner.held_back.remove(&oldest);
+            }
+        }
+    }
+
+    /// Notes that a new set of intents came.
+    pub(crate) fn intents_came(&self) -> u64 {
+        self.intents.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The newest set of intents, for a direct request to be newer than.
+    pub(crate) fn intents_seen(&self) -> u64 {
+        self.intents.load(Ordering::Relaxed)
+    }
+
+    /// What a reconcile step starts from.
+    pub(crate) fn world(&self, intents: u64) -> (BTreeMap<SandboxId, Seen>, BTreeMap<SandboxId, HeldBack>) {
+        let inner = self.lock();
+        let seen = inner.handles.iter().map(|(id, handle)| (id.clone(), handle.seen(intents))).collect();
+        let held = inner.held_back.iter().map(|(id, (_, held))| (id.clone(), *held)).collect();
+        (seen, held)
+    }
+
+    /// Brings the last uses up to date and says what intervals ask for at `now`.
+    pub(crate) fn tick(&self, now: UnixMillis) {
+        let handles = self.all();
+        let due: Vec<_> = handles
+            .iter()
+            .filter_map(|handle| {
+                let (spec, phase) = handle.look();
+                let verb = activity::due(&phase, spec.intervals, handle.last_activity(now), now)?;
+                Some(AutoAction { id: spec.id.clone(), generation: handle.generation, verb })
+            })
+            .collect();
+        let due = Arc::new(due);
+        self.due.send_if_modified(|old| {
+            let changed = *old != due;
+            *old = due;
+            changed
+        });
+        let used: Vec<_> = handles.iter().map(|handle| (&handle.id, handle.last_activity(now))).collect();
+        let stale = |all: &BTreeMap<SandboxId, Observed>| {
+            used.iter().any(|(id, last)| all.get(*id).is_some_and(|observed| observed.last_activity < *last))
+        };
+        self.observed.send_if_modified(|all| {
+            let changed = stale(all);
+            if changed {
+                let all = Arc::make_mut(all);
+                for (id, last) in &used {
+                    if let Some(observed) = all.get_mut(*id) {
+                        observed.last_activity = observed.last_activity.max(*last);
+                    }
+                }
+            }
+            changed
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing under this lock panics half-way through a change.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,67 @@
+//! Making and ending machines: each function leaves a machine or nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fabric_types::Shape;
+use node_hypervisor::{Hypervisor, ImagePaths, MemorySource, Vm, VmFolder, VmSpec, copy_sparse, end_machine};
+
+use crate::RuntimeError;
+use crate::durable::{blocking, make_folder};
+use crate::template::Template;
+
+/// A machine to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    /// For logs and process titles.
+    pub(crate) label: String,
+    /// Where its files and sockets lie.
+    pub(crate) folder: VmFolder,
+    /// vCPU and memory.
+    pub(crate) shape: Shape,
+    /// The image.
+    pub(crate) image: ImagePaths,
+    /// Its own disk.
+    pub(crate) disk: PathBuf,
+    /// Where its memory comes from.
+    pub(crate) memory: MemorySource,
+}
+
+/// Makes the machine, paused. On an error, or when the future is dropped and [`end`] is called after it, nothing of it runs.
+pub(crate) async fn make(driver: &dyn Hypervisor, plan: Plan) -> Result<Arc<dyn Vm>, RuntimeError> {
+    let folder = plan.folder.clone();
+    blocking(move || make_folder(&folder.dir).and_then(|()| make_folder(&folder.run))).await?;
+    let spec = VmSpec {
+        label: plan.label,
+        folder: plan.folder,
+        shape: plan.shape,
+        image: plan.image,
+        disk: plan.disk,
+        memory: plan.memory,
+    };
+    Ok(Arc::from(driver.create(spec).await?))
+}
+
+/// A clone of `template`: its disk is a copy of the template's.
+pub(crate) async fn make_clone(
+    driver: &dyn Hypervisor,
+    template: &Template,
+    mut plan: Plan,
+) -> Result<Arc<dyn Vm>, RuntimeError> {
+    let (from, to) = (template.disk(), plan.disk.clone());
+    blocking(move || copy_sparse(&from, &to)).await?;
+    plan.memory = MemorySource::Clone { template: template.dir.clone() };
+    make(driver, plan).await
+}
+
+/// Ends a machine by whatever means are left. Idempotent; up to 9 s where it doesn't answer.
+pub(crate) async fn end(vm: Option<&dyn Vm>, folder: &VmFolder) {
+    if let Some(vm) = vm {
+        match vm.shutdown().await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "a machine didn't end when asked; ending it by force"),
+        }
+    }
+    let folder = folder.clone();
+    blocking(move || end_machine(&folder)).await;
+}

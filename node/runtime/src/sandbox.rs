@@ -1,0 +1,213 @@
+//! One sandbox: a handle for those who ask, and one driver task that alone changes it.
+//!
+//! ```text
+//!                      +--------------------- driver task ---------------------+
+//!  Handle -- queue --> | judge (pure) -> verb -> transition -> record, publish | -> state watch -> Handle
+//!     |                |                   |                                   | -> board (observed)
+//!     |                |          machine, guest link, home                    |
+//!     +-- fast path: the link in the state watch, for a guest client           |
+//!                      +-------------------------------------------------------+
+//!
+//!  Placed -> Starting -> Running <-> Paused        Running -> Snapshotting -> Running
+//!               ^           |          |
+//!               |           v          v
+//!            Stopped <- Stopping <-----+           any -> Deleting -> (gone from the board)
+//!                                                  Starting, or a machine that ended by itself -> Failed
+//! ```
+//! The life itself is `fabric_types::transition`; nothing here goes around it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use fabric_types::{Generation, Phase, SandboxId, SandboxSpec, SnapshotId, UnixMillis};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::activity::Activity;
+use crate::guest::{GuestClient, Link};
+use crate::queue::{Ask, WAITING_MAX};
+use crate::reconcile::Seen;
+use crate::{Observed, RuntimeError, SnapshotOutcome, Verb};
+
+mod adopt;
+mod driver;
+mod snapshot;
+mod verbs;
+
+pub(crate) use adopt::adopt;
+pub(crate) use driver::{spawn, spawn_lost};
+
+/// An answer's way back.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, RuntimeError>>;
+
+/// What can be asked of a driver.
+pub(crate) enum Request {
+    /// Bring it to life for the first time.
+    Run(Reply<Observed>),
+    /// Change where it is in its life.
+    Act(Verb, Reply<Observed>),
+    /// Take a snapshot into the local store.
+    Snapshot(SnapshotId, Reply<SnapshotOutcome>),
+    /// Open a way to its agent.
+    Connect(Reply<GuestClient>),
+    /// Take new labels, intervals or name.
+    Update(Box<SandboxSpec>),
+}
+
+impl Request {
+    pub(crate) fn ask(&self) -> Option<Ask> {
+        match self {
+            Self::Run(_) => Some(Ask::Run),
+            Self::Act(verb, _) => Some((*verb).into()),
+            Self::Snapshot(..) => Some(Ask::Snapshot),
+            Self::Connect(_) => Some(Ask::Connect),
+            Self::Update(_) => None,
+        }
+    }
+
+    /// Answers with an error.
+    pub(crate) fn refuse(self, error: RuntimeError) {
+        // An error means that whoever asked has gone away.
+        match self {
+            Self::Run(reply) | Self::Act(_, reply) => drop(reply.send(Err(error))),
+            Self::Snapshot(_, reply) => drop(reply.send(Err(error))),
+            Self::Connect(reply) => drop(reply.send(Err(error))),
+            Self::Update(_) => {}
+        }
+    }
+}
+
+/// A request with its place in the count of those that wait.
+pub(crate) struct Envelope {
+    pub(crate) request: Request,
+    pub(crate) waiting: Waiting,
+}
+
+/// Counted until it is dropped.
+pub(crate) struct Waiting(Arc<AtomicU32>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a driver shows to its own handle.
+#[derive(Clone)]
+pub(crate) struct State {
+    pub(crate) spec: Arc<SandboxSpec>,
+    pub(crate) phase: Phase,
+    /// The way to the agent, while the sandbox runs.
+    pub(crate) link: Option<Link>,
+}
+
+/// The way to a sandbox's driver.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    pub(crate) id: SandboxId,
+    pub(crate) generation: Generation,
+    pub(crate) begun_at: UnixMillis,
+    queue: mpsc::Sender<Envelope>,
+    state: watch::Receiver<State>,
+    activity: Arc<Activity>,
+    waiting: Arc<AtomicU32>,
+    /// The newest set of intents when something was last asked directly.
+    asked_after: Arc<AtomicU64>,
+}
+
+impl Handle {
+    /// Refuses a caller whose generation isn't the sandbox's.
+    pub(crate) fn check(&self, asked: Generation) -> Result<(), RuntimeError> {
+        match asked.cmp(&self.generation) {
+            std::cmp::Ordering::Less => {
+                Err(RuntimeError::Stale { id: self.id.clone(), have: self.generation, asked })
+            }
+            std::cmp::Ordering::Equal => Ok(()),
+            // Of that placement nothing is here.
+            std::cmp::Ordering::Greater => Err(RuntimeError::Unknown(self.id.clone())),
+        }
+    }
+
+    /// Asks and waits for the answer. The work goes on if the future is dropped.
+    pub(crate) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, RuntimeError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(request(reply))?;
+        // The driver ends without an answer when the sandbox is deleted before its turn, or the runtime ends.
+        answer.await.unwrap_or_else(|_| Err(RuntimeError::Unknown(self.id.clone())))
+    }
+
+    /// Puts a request into the queue.
+    pub(crate) fn send(&self, request: Request) -> Result<(), RuntimeError> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let envelope = Envelope { request, waiting: Waiting(self.waiting.clone()) };
+        self.queue.try_send(envelope).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => RuntimeError::Busy(self.id.clone()),
+            mpsc::error::TrySendError::Closed(_) => RuntimeError::Unknown(self.id.clone()),
+        })
+    }
+
+    /// Notes that something is asked directly: intents up to set `newest` are older than it.
+    pub(crate) fn asked_directly(&self, newest: u64) {
+        self.asked_after.fetch_max(newest, Ordering::Relaxed);
+    }
+
+    /// A client over the open link, without a round through the queue.
+    pub(crate) fn open_client(&self) -> Option<GuestClient> {
+        let state = self.state.borrow();
+        let link = state.link.clone().filter(|link| state.phase == Phase::Running && !link.is_closed())?;
+        Some(GuestClient::new(self.id.clone(), self.generation, link, self.activity.clone()))
+    }
+
+    /// The spec and phase.
+    pub(crate) fn look(&self) -> (Arc<SandboxSpec>, Phase) {
+        let state = self.state.borrow();
+        (state.spec.clone(), state.phase.clone())
+    }
+
+    pub(crate) fn last_activity(&self, now: UnixMillis) -> UnixMillis {
+        self.activity.last(now)
+    }
+
+    /// Whether nothing is under way or waiting.
+    pub(crate) fn idle(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+
+    /// What a reconcile step with the given set of intents knows of it.
+    pub(crate) fn seen(&self, intents: u64) -> Seen {
+        let (spec, phase) = self.look();
+        let newer = self.asked_after.load(Ordering::Relaxed) < intents;
+        Seen {
+            spec: (*spec).clone(),
+            generation: self.generation,
+            phase,
+            begun_at: self.begun_at,
+            settled: newer && self.idle(),
+        }
+    }
+}
+
+/// The driver's ends of a handle's channels.
+pub(crate) struct Seat {
+    pub(crate) queue: mpsc::Receiver<Envelope>,
+    pub(crate) state: watch::Sender<State>,
+    pub(crate) activity: Arc<Activity>,
+}
+
+/// A handle and its driver's ends.
+pub(crate) fn handle(state: State, generation: Generation, begun_at: UnixMillis, used: UnixMillis) -> (Handle, Seat) {
+    let (queue, inbox) = mpsc::channel(WAITING_MAX);
+    let activity = Arc::new(Activity::new(used));
+    let id = state.spec.id.clone();
+    let (sender, receiver) = watch::channel(state);
+    let handle = Handle {
+        id,
+        generation,
+        begun_at,
+        queue,
+        state: receiver,
+        activity: activity.clone(),
+        waiting: Arc::default(),
+        asked_after: Arc::default(),
+    };
+    (handle, Seat { queue: inbox, state: sender, activity })
+}

@@ -1,0 +1,99 @@
+//! A sandbox as an earlier process of this node left it: what lives is taken over, what is half-made goes.
+
+use std::sync::Arc;
+
+use fabric_types::Phase;
+use node_hypervisor::{Vm, VmError, VmState};
+
+use super::Handle;
+use super::driver::{Live, assemble};
+use crate::context::Context;
+use crate::durable::{self, blocking};
+use crate::folder::{Home, Life, SandboxRecord};
+use crate::{RuntimeError, machine};
+
+/// Takes over the sandbox in `home`. `None` when it was half-made or half-deleted: then nothing is left of it.
+pub(crate) async fn adopt(
+    context: &Arc<Context>,
+    home: Home,
+    mut record: SandboxRecord,
+) -> Result<Option<Handle>, RuntimeError> {
+    match record.life.clone() {
+        Life::Making | Life::Deleting => {
+            end(&mut record).await?;
+            blocking(move || home.remove(None)).await?;
+            Ok(None)
+        }
+        Life::Stopped => {
+            end(&mut record).await?;
+            Ok(Some(launched(context, record, home, Phase::Stopped)))
+        }
+        Life::Failed { reason } => {
+            end(&mut record).await?;
+            Ok(Some(launched(context, record, home, Phase::Failed { reason })))
+        }
+        Life::Running | Life::Paused => adopt_living(context, home, record).await.map(Some),
+    }
+}
+
+async fn adopt_living(
+    context: &Arc<Context>,
+    home: Home,
+    mut record: SandboxRecord,
+) -> Result<Handle, RuntimeError> {
+    let id = record.spec.id.clone();
+    let (vm, phase) = match take_over(context, &record).await {
+        Ok((vm, VmState::Running)) => (vm, Phase::Running),
+        Ok((vm, VmState::Paused)) => (vm, Phase::Paused),
+        Ok((_, VmState::Ended)) | Err(_) => {
+            tracing::warn!(sandbox_id = %id, "a sandbox's machine is gone, and its memory with it; its disk is kept");
+            end(&mut record).await?;
+            record.life = Life::Stopped;
+            let (at, written) = (home.clone(), record.clone());
+            blocking(move || at.write_sandbox(&written)).await?;
+            return Ok(launched(context, record, home, Phase::Stopped));
+        }
+    };
+    tracing::info!(sandbox_id = %id, phase = phase.as_str(), "sandbox adopted");
+    let running = phase == Phase::Running;
+    record.life = if running { Life::Running } else { Life::Paused };
+    let live = Live { vm: vm.clone(), link: None };
+    let (handle, mut driver) = assemble(context, record, Some(home), phase, Some(live));
+    if running {
+        // A new session: the old one may have been in the middle of a message.
+        match driver.reconnect(vm.as_ref()).await {
+            Ok(link) => driver.live = Some(Live { vm, link: Some(link) }),
+            Err(error) => tracing::warn!(sandbox_id = %id, %error, "an adopted guest doesn't answer yet"),
+        }
+    }
+    driver.launch();
+    Ok(handle)
+}
+
+fn launched(context: &Arc<Context>, record: SandboxRecord, home: Home, phase: Phase) -> Handle {
+    let (handle, driver) = assemble(context, record, Some(home), phase, None);
+    driver.launch();
+    handle
+}
+
+/// The machine and whether it runs. One that was stopped for a snapshot, or not yet resumed, when the node was killed
+/// goes on.
+async fn take_over(context: &Context, record: &SandboxRecord) -> Result<(Arc<dyn Vm>, VmState), VmError> {
+    let Some(folder) = &record.machine else {
+        return Err(VmError::Ended { label: record.spec.id.to_string(), how: "it has none".to_owned() });
+    };
+    let vm: Arc<dyn Vm> = Arc::from(context.driver.adopt(folder).await?);
+    let state = vm.state().await?;
+    if state == VmState::Paused && record.life == Life::Running {
+        vm.resume().await?;
+        return Ok((vm, VmState::Running));
+    }
+    Ok((vm, state))
+}
+
+/// Ends whatever machine there is and removes its files, but for the disk.
+async fn end(record: &mut SandboxRecord) -> Result<(), RuntimeError> {
+    let Some(folder) = record.machine.take() else { return Ok(()) };
+    machine::end(None, &folder).await;
+    blocking(move || durable::remove_folder(&folder.run).and_then(|()| durable::remove_folder(&folder.dir))).await
+}

@@ -1,0 +1,262 @@
+//! The driver task: takes one request at a time, judges it, carries it out, publishes where the sandbox is.
+
+use std::sync::Arc;
+
+use fabric_types::{FailReason, Phase, PhaseEvent, transition};
+use node_hypervisor::Vm;
+use tracing::Instrument;
+
+use super::{Envelope, Handle, Request, Seat, State, handle};
+use crate::context::Context;
+use crate::durable::blocking;
+use crate::folder::{Home, Life, SCHEMA, SandboxRecord};
+use crate::guest::{GuestClient, Link};
+use crate::queue::{Verdict, judge};
+use crate::{Observed, RunRequest, RuntimeError, Verb, clock};
+
+/// A machine and the way to its agent.
+pub(super) struct Live {
+    pub(super) vm: Arc<dyn Vm>,
+    pub(super) link: Option<Link>,
+}
+
+/// Owns one sandbox.
+pub(super) struct Driver {
+    pub(super) context: Arc<Context>,
+    pub(super) seat: Seat,
+    pub(super) phase: Phase,
+    /// Where its files lie: known once it has any.
+    pub(super) home: Option<Home>,
+    pub(super) record: SandboxRecord,
+    pub(super) live: Option<Live>,
+}
+
+/// What the loop does after a request.
+pub(super) enum Next {
+    /// Takes the next one.
+    Go,
+    /// Ends: nothing is left of the sandbox.
+    Gone,
+}
+
+/// Starts the driver of a sandbox that was never here.
+pub(crate) fn spawn(context: &Arc<Context>, request: RunRequest) -> Handle {
+    let (handle, driver) = assemble(context, fresh(request), None, Phase::Placed, None);
+    driver.launch();
+    handle
+}
+
+/// Starts the driver of a sandbox that should be here and isn't: it failed, and can be deleted.
+pub(crate) fn spawn_lost(context: &Arc<Context>, request: RunRequest) -> Handle {
+    let reason = FailReason::Storage("its disk is not on this node".to_owned());
+    let (handle, driver) = assemble(context, fresh(request), None, Phase::Failed { reason }, None);
+    driver.launch();
+    handle
+}
+
+fn fresh(RunRequest { spec, generation }: RunRequest) -> SandboxRecord {
+    let now = clock::now();
+    SandboxRecord {
+        schema: SCHEMA,
+        spec,
+        generation,
+        life: Life::Making,
+        machine: None,
+        template: String::new(),
+        machine_id: String::new(),
+        begun_at: now,
+        last_activity: now,
+    }
+}
+
+/// A driver of a sandbox as it is, and its handle.
+pub(super) fn assemble(
+    context: &Arc<Context>,
+    record: SandboxRecord,
+    home: Option<Home>,
+    phase: Phase,
+    live: Option<Live>,
+) -> (Handle, Driver) {
+    let link = live.as_ref().and_then(|live| live.link.clone());
+    let state = State { spec: Arc::new(record.spec.clone()), phase: phase.clone(), link };
+    let (handle, seat) = handle(state, record.generation, record.begun_at, record.last_activity);
+    (handle, Driver { context: context.clone(), seat, phase, home, record, live })
+}
+
+impl Driver {
+    /// Runs the driver as a task of its own.
+    pub(super) fn launch(self) {
+        let span = tracing::info_span!(
+            "sandbox",
+            sandbox_id = %self.record.spec.id,
+            generation = self.record.generation.0,
+            node_id = %self.context.config.node,
+        );
+        // Shown before whoever made the driver goes on.
+        self.publish();
+        tokio::spawn(self.run().instrument(span));
+    }
+
+    async fn run(mut self) {
+        let ended = self.context.ended.clone();
+        loop {
+            let (live, queue) = (self.live.as_ref(), &mut self.seat.queue);
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => return,
+                how = machine_ended(live) => self.lost(how).await,
+                envelope = queue.recv() => match envelope {
+                    Some(envelope) => match self.take(envelope).await {
+                        Next::Go => {}
+                        Next::Gone => return self.refuse_rest(),
+                    },
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Judges a request and carries it out.
+    async fn take(&mut self, envelope: Envelope) -> Next {
+        let Envelope { request, waiting } = envelope;
+        if let Some(ask) = request.ask()
+            && judge(&self.phase, ask) == Verdict::Denied
+        {
+            let (id, phase) = (self.record.spec.id.clone(), self.phase.clone());
+            request.refuse(RuntimeError::Phase { id, phase, verb: ask.as_str() });
+            return Next::Go;
+        }
+        let already = request.ask().is_some_and(|ask| judge(&self.phase, ask) == Verdict::Already);
+        // A reply that can't be sent means that whoever asked has gone away; what was done stays done.
+        match request {
+            Request::Run(reply) | Request::Act(_, reply) if already => {
+                let _ = reply.send(Ok(self.observed()));
+            }
+            Request::Run(reply) => {
+                let outcome = self.begin().await;
+                let failed = outcome.is_err();
+                if failed {
+                    self.context.board.leave(&self.record.spec.id);
+                }
+                drop(waiting);
+                let _ = reply.send(outcome.map(|()| self.observed()));
+                return if failed { Next::Gone } else { Next::Go };
+            }
+            Request::Act(Verb::Delete, reply) => {
+                let outcome = self.delete().await;
+                let gone = outcome.is_ok();
+                if gone {
+                    self.context.board.leave(&self.record.spec.id);
+                }
+                drop(waiting);
+                let _ = reply.send(outcome.map(|()| self.observed()));
+                return if gone { Next::Gone } else { Next::Go };
+            }
+            Request::Act(verb, reply) => {
+                let outcome = self.act(verb).await;
+                drop(waiting);
+                let _ = reply.send(outcome.map(|()| self.observed()));
+            }
+            Request::Snapshot(id, reply) => self.snapshot(id, reply, waiting).await,
+            Request::Connect(reply) => {
+                let outcome = self.connect().await;
+                let _ = reply.send(outcome);
+            }
+            Request::Update(spec) => self.update(*spec).await,
+        }
+        Next::Go
+    }
+
+    async fn act(&mut self, verb: Verb) -> Result<(), RuntimeError> {
+        match verb {
+            Verb::Start => self.start().await,
+            Verb::Stop { force } => self.stop(force).await,
+            Verb::Pause => self.pause().await,
+            Verb::Resume => self.resume().await,
+            Verb::Delete => self.delete().await,
+        }
+    }
+
+    /// Moves the sandbox's life on and shows it.
+    pub(super) fn step(&mut self, event: PhaseEvent) {
+        match transition(self.phase.clone(), event) {
+            Ok(next) => {
+                self.phase = next;
+                self.seat.activity.touch(clock::now());
+                tracing::debug!(phase = self.phase.as_str(), "sandbox moved");
+            }
+            // The queue's table allows only legal steps; a test holds the two together.
+            Err(illegal) => tracing::error!(%illegal, "a sandbox was asked for an impossible step"),
+        }
+        self.publish();
+    }
+
+    /// The machine can't go on.
+    pub(super) fn fail(&mut self, reason: FailReason) {
+        tracing::warn!(?reason, "a sandbox failed");
+        self.step(PhaseEvent::Fail(reason));
+    }
+
+    pub(super) fn publish(&self) {
+        let link = self.live.as_ref().and_then(|live| live.link.clone());
+        self.seat.state.send_modify(|state| {
+            state.phase = self.phase.clone();
+            state.link = link;
+        });
+        if self.phase != Phase::Gone {
+            self.context.board.show(self.observed());
+        }
+    }
+
+    pub(super) fn observed(&self) -> Observed {
+        Observed {
+            id: self.record.spec.id.clone(),
+            generation: self.record.generation,
+            phase: self.phase.clone(),
+            last_activity: self.seat.activity.last(clock::now()),
+        }
+    }
+
+    /// Makes the record say `life`, durably.
+    pub(super) async fn write(&mut self, life: Life) -> Result<(), RuntimeError> {
+        self.record.life = life;
+        self.record.last_activity = self.seat.activity.last(clock::now());
+        let (record, home) = (self.record.clone(), self.home.clone());
+        match home {
+            Some(home) => blocking(move || home.write_sandbox(&record)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Like [`write`](Self::write), where the step has been taken already: a record that lags behind is mended by the
+    /// next start, which looks at the machine itself.
+    pub(super) async fn note(&mut self, life: Life) {
+        if let Err(error) = self.write(life).await {
+            tracing::warn!(%error, "a sandbox's record couldn't be written");
+        }
+    }
+
+    pub(super) fn client(&self, link: Link) -> GuestClient {
+        let id = self.record.spec.id.clone();
+        GuestClient::new(id, self.record.generation, link, self.seat.activity.clone())
+    }
+
+    fn refuse_rest(&mut self) {
+        self.seat.queue.close();
+        while let Ok(envelope) = self.seat.queue.try_recv() {
+            let id = self.record.spec.id.clone();
+            match envelope.request {
+                // A second delete finds what it asks for.
+                Request::Act(Verb::Delete, reply) => drop(reply.send(Ok(self.observed()))),
+                request => request.refuse(RuntimeError::Unknown(id)),
+            }
+        }
+    }
+}
+
+async fn machine_ended(live: Option<&Live>) -> String {
+    match live {
+        Some(live) => live.vm.ended().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,362 @@
+//! What a driver does for each verb. Each leaves the sandbox in a phase that says what there is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric_types::{FailReason, Name, Phase, PhaseEvent, SandboxSpec, Source};
+use guest_proto::surface::IdentityAck;
+use node_hypervisor::{MemorySource, Vm, VmFolder};
+use tokio::time::{Instant, timeout};
+
+use super::driver::{Driver, Live};
+use crate::durable::{self, blocking};
+use crate::folder::{Home, Life};
+use crate::guest::{GuestClient, Link, OPEN_MAX};
+use crate::machine::{self, Plan};
+use crate::pool::Warm;
+use crate::template::{Template, connect_booted};
+use crate::{RuntimeError, clock, identity, rehearsal};
+
+/// Warm clones that one create tries before it makes a clone of its own: one may have died unseen.
+const WARM_TRIES: usize = 2;
+/// Longest wait for an identity to be in force: it takes milliseconds, and a loaded host under TCG its time.
+const IDENTITY_MAX: Duration = Duration::from_secs(15);
+/// How long a guest may take to sync and power off before its machine is ended.
+const GUEST_STOP_MAX: Duration = Duration::from_secs(2);
+
+impl Driver {
+    /// Brings the sandbox to life for the first time. On an error nothing is left of it.
+    pub(super) async fn begin(&mut self) -> Result<(), RuntimeError> {
+        self.step(PhaseEvent::Start);
+        let begun = match self.record.spec.source.clone() {
+            Source::Template { template } => self.begin_from_template(&template).await,
+            Source::Snapshot { manifest } => self.begin_from_snapshot(manifest).await,
+        };
+        match begun {
+            Ok(()) => {
+                self.step(PhaseEvent::Started);
+                Ok(())
+            }
+            Err(error) => {
+                self.undo().await;
+                self.context.board.run_failed(&self.record.spec.id, clock::now());
+                self.fail(FailReason::Start(error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn begin_from_template(&mut self, name: &Name) -> Result<(), RuntimeError> {
+        if *name != self.context.config.template {
+            return Err(RuntimeError::NoTemplate(name.clone()));
+        }
+        self.record.machine_id = identity::new_machine_id()?;
+        for _ in 0..WARM_TRIES {
+            let Some(warm) = self.context.pool.take(self.record.spec.shape).await else { break };
+            match self.claim(warm).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, "a warm clone couldn't be handed over; trying another");
+                    self.undo().await;
+                }
+            }
+        }
+        self.clone_now().await
+    }
+
+    /// Makes a warm clone this sandbox: its record, its processors and its identity go on their way at once.
+    async fn claim(&mut self, warm: Warm) -> Result<(), RuntimeError> {
+        let begun = Instant::now();
+        let Warm { home, folder, template, vm, link } = warm;
+        self.home = Some(home);
+        self.record.machine = Some(folder);
+        self.record.template = template.name;
+        self.live = Some(Live { vm: vm.clone(), link: Some(link.clone()) });
+        let resume = timed(vm.resume());
+        let identify = timed(self.identify(&link));
+        let (home, mut record) = (self.home.clone(), self.record.clone());
+        record.life = Life::Running;
+        let written = record.clone();
+        let write = timed(blocking(move || home.map_or(Ok(()), |home| home.write_sandbox(&written))));
+        let ((resumed, resume_us), (identified, identity_us), (wrote, record_us)) =
+            tokio::join!(resume, identify, write);
+        resumed?;
+        let in_guest_us = identified?.took_us;
+        wrote?;
+        self.record = record;
+        let took_us = micros(begun);
+        tracing::debug!(took_us, resume_us, identity_us, in_guest_us, record_us, "warm clone handed over");
+        Ok(())
+    }
+
+    /// Makes a clone on the request's own time: there was none of its shape.
+    async fn clone_now(&mut self) -> Result<(), RuntimeError> {
+        let begun = Instant::now();
+        let (context, shape) = (self.context.clone(), self.record.spec.shape);
+        let run = context.folders.run(identity::chance()?);
+        let template = context.templates.ensure(shape, run, &context.draining).await?;
+        let (home, folder) = self.settle(&template).await?;
+        let template_us = micros(begun);
+        let plan = self.plan(&home, folder, MemorySource::Boot);
+        let vm = machine::make_clone(context.driver.as_ref(), &template, plan).await?;
+        let made_us = micros(begun);
+        self.come_alive(vm).await?;
+        tracing::debug!(took_us = micros(begun), template_us, made_us, "clone made and handed over");
+        Ok(())
+    }
+
+    /// Makes the sandbox a home of its own, with a record that says where its machine will live.
+    pub(super) async fn settle(&mut self, template: &Template) -> Result<(Home, VmFolder), RuntimeError> {
+        let home = self.context.folders.sandbox(&self.record.spec.id);
+        let folder = home.machine(self.context.folders.run(identity::chance()?));
+        self.home = Some(home.clone());
+        self.record.machine = Some(folder.clone());
+        self.record.template = template.name.clone();
+        let made = home.clone();
+        blocking(move || durable::remove_folder(made.dir()).and_then(|()| made.make())).await?;
+        self.write(Life::Making).await?;
+        Ok((home, folder))
+    }
+
+    pub(super) fn plan(&self, home: &Home, folder: VmFolder, memory: MemorySource) -> Plan {
+        Plan {
+            label: self.record.spec.id.to_string(),
+            folder,
+            shape: self.record.spec.shape,
+            image: self.context.config.image.clone(),
+            disk: home.disk(),
+            memory,
+        }
+    }
+
+    /// Lets a new machine run, gives it its identity and records that it lives.
+    pub(super) async fn come_alive(&mut self, vm: Arc<dyn Vm>) -> Result<(), RuntimeError> {
+        self.live = Some(Live { vm: vm.clone(), link: None });
+        vm.resume().await?;
+        let link = self.open(vm.as_ref()).await?;
+        self.live = Some(Live { vm, link: Some(link.clone()) });
+        self.identify(&link).await?;
+        self.write(Life::Running).await
+    }
+
+    /// Takes back whatever was begun.
+    async fn undo(&mut self) {
+        let live = self.live.take();
+        if let Some(link) = live.as_ref().and_then(|live| live.link.as_ref()) {
+            link.close();
+        }
+        let machine = self.record.machine.take();
+        if let Some(folder) = &machine {
+            machine::end(live.as_ref().map(|live| live.vm.as_ref()), folder).await;
+        }
+        if let Some(home) = self.home.take()
+            && let Err(error) = blocking(move || home.remove(machine.as_ref())).await
+        {
+            tracing::warn!(%error, "what was begun of a sandbox couldn't be removed; the next start tries again");
+        }
+    }
+
+    /// Boots a stopped sandbox from its disk.
+    pub(super) async fn start(&mut self) -> Result<(), RuntimeError> {
+        self.context.open()?;
+        let begun = Instant::now();
+        self.step(PhaseEvent::Start);
+        match self.boot().await {
+            Ok(()) => {
+                tracing::debug!(took_us = micros(begun), "sandbox booted from its disk");
+                self.step(PhaseEvent::Started);
+                Ok(())
+            }
+            Err(error) => {
+                self.end_machine().await;
+                // Its disk is whole: a later start of the node may find what was lacking.
+                self.note(Life::Stopped).await;
+                self.fail(FailReason::Start(error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn boot(&mut self) -> Result<(), RuntimeError> {
+        let id = self.record.spec.id.clone();
+        let Some(home) = self.home.clone() else { return Err(RuntimeError::Unknown(id)) };
+        let folder = home.machine(self.context.folders.run(identity::chance()?));
+        self.record.machine = Some(folder.clone());
+        self.write(Life::Stopped).await?;
+        let plan = self.plan(&home, folder, MemorySource::Boot);
+        let vm = machine::make(self.context.driver.as_ref(), plan).await?;
+        self.live = Some(Live { vm: vm.clone(), link: None });
+        vm.resume().await?;
+        let (link, _) = connect_booted(id.as_str(), vm.as_ref()).await?;
+        self.live = Some(Live { vm, link: Some(link.clone()) });
+        self.identify(&link).await?;
+        self.write(Life::Running).await
+    }
+
+    /// Ends the machine; the disk stays. Unless forced, the guest is asked first.
+    pub(super) async fn stop(&mut self, force: bool) -> Result<(), RuntimeError> {
+        let begun = Instant::now();
+        let was_paused = self.phase == Phase::Paused;
+        if !force && let Some(live) = &self.live {
+            let asked = timeout(GUEST_STOP_MAX, self.ask_guest_to_stop(live, was_paused)).await;
+            tracing::debug!(in_time = asked.is_ok(), took_us = micros(begun), "guest asked to stop");
+        }
+        self.step(PhaseEvent::Stop);
+        self.end_machine().await;
+        self.note(Life::Stopped).await;
+        self.step(PhaseEvent::Stopped);
+        tracing::debug!(took_us = micros(begun), "sandbox stopped");
+        Ok(())
+    }
+
+    async fn ask_guest_to_stop(&self, live: &Live, was_paused: bool) {
+        let asked = async {
+            if was_paused {
+                live.vm.resume().await?;
+            }
+            let link = match &live.link {
+                Some(link) if !link.is_closed() => link.clone(),
+                _ => self.open(live.vm.as_ref()).await?,
+            };
+            link.tell("/v1/shutdown", self.record.generation, GUEST_STOP_MAX)
+                .await
+                .map_err(|error| self.guest_failed("shut down", error.to_string()))
+        };
+        match asked.await {
+            Ok(()) => drop(live.vm.ended().await),
+            Err(error) => tracing::debug!(%error, "the guest couldn't be asked to stop"),
+        }
+    }
+
+    /// Stops the processors.
+    pub(super) async fn pause(&mut self) -> Result<(), RuntimeError> {
+        if let Some(live) = &self.live {
+            live.vm.pause().await?;
+        }
+        self.step(PhaseEvent::Pause);
+        self.note(Life::Paused).await;
+        Ok(())
+    }
+
+    /// Lets them run again.
+    pub(super) async fn resume(&mut self) -> Result<(), RuntimeError> {
+        self.context.open()?;
+        if let Some(live) = &self.live {
+            live.vm.resume().await?;
+        }
+        self.step(PhaseEvent::Resume);
+        self.note(Life::Running).await;
+        Ok(())
+    }
+
+    /// Removes everything. On an error the sandbox stays `Deleting`, and the next delete goes on.
+    pub(super) async fn delete(&mut self) -> Result<(), RuntimeError> {
+        let begun = Instant::now();
+        if self.phase != Phase::Deleting {
+            self.step(PhaseEvent::Delete);
+            self.note(Life::Deleting).await;
+        }
+        let machine = self.record.machine.clone();
+        self.end_machine().await;
+        if let Some(home) = self.home.clone() {
+            blocking(move || home.remove(machine.as_ref())).await?;
+            self.home = None;
+        }
+        self.context.board.bury(&self.record.spec.id, self.record.generation, clock::now());
+        self.step(PhaseEvent::Deleted);
+        tracing::debug!(took_us = micros(begun), "sandbox deleted");
+        Ok(())
+    }
+
+    /// The machine ended by itself.
+    pub(super) async fn lost(&mut self, how: String) {
+        self.end_machine().await;
+        let reason = FailReason::MachineLost(how);
+        self.note(Life::Failed { reason: reason.clone() }).await;
+        self.fail(reason);
+    }
+
+    /// Closes the guest's link, ends the machine and removes its files, but for the disk. Idempotent.
+    async fn end_machine(&mut self) {
+        let live = self.live.take();
+        if let Some(link) = live.as_ref().and_then(|live| live.link.as_ref()) {
+            link.close();
+        }
+        // The way to the guest ends before its machine does.
+        self.publish();
+        let Some(folder) = self.record.machine.take() else { return };
+        machine::end(live.as_ref().map(|live| live.vm.as_ref()), &folder).await;
+        let removed = blocking(move || {
+            durable::remove_folder(&folder.run).and_then(|()| durable::remove_folder(&folder.dir))
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "an ended machine's files couldn't be removed; they go with the sandbox");
+        }
+    }
+
+    /// A client of the agent, over a new session if the last one broke.
+    pub(super) async fn connect(&mut self) -> Result<GuestClient, RuntimeError> {
+        let Some(live) = &self.live else { return Err(RuntimeError::Unknown(self.record.spec.id.clone())) };
+        if let Some(link) = live.link.clone().filter(|link| !link.is_closed()) {
+            return Ok(self.client(link));
+        }
+        let vm = live.vm.clone();
+        let link = self.reconnect(vm.as_ref()).await?;
+        self.live = Some(Live { vm, link: Some(link.clone()) });
+        self.publish();
+        Ok(self.client(link))
+    }
+
+    /// Takes new labels, intervals or name; what a sandbox was made from doesn't change.
+    pub(super) async fn update(&mut self, spec: SandboxSpec) {
+        let old = &self.record.spec;
+        self.record.spec = SandboxSpec { source: old.source.clone(), shape: old.shape, ..spec };
+        let spec = Arc::new(self.record.spec.clone());
+        self.seat.state.send_modify(|state| state.spec = spec);
+        self.note(self.record.life.clone()).await;
+    }
+
+    /// Opens a session and makes sure that the guest is who its record says: a node that was killed in the middle of
+    /// a create may have left it without its identity.
+    pub(super) async fn reconnect(&self, vm: &dyn Vm) -> Result<Link, RuntimeError> {
+        let link = self.open(vm).await?;
+        let health = rehearsal::health(self.record.spec.id.as_str(), &link).await?;
+        if health.generation < self.record.generation.0 {
+            self.identify(&link).await?;
+        }
+        Ok(link)
+    }
+
+    async fn open(&self, vm: &dyn Vm) -> Result<Link, RuntimeError> {
+        Link::open(vm, OPEN_MAX).await.map_err(|error| self.guest_failed("open a session", error.to_string()))
+    }
+
+    /// One round trip: who the guest is from now on, fresh entropy, the clock.
+    async fn identify(&self, link: &Link) -> Result<IdentityAck, RuntimeError> {
+        let generation = self.record.generation;
+        let identity = identity::real(&self.record.spec, generation, &self.record.machine_id)?;
+        let ack: Result<IdentityAck, _> = link.post("/v1/identity", &identity, generation, IDENTITY_MAX).await;
+        match ack {
+            Ok(ack) if ack.generation == generation.0 => Ok(ack),
+            Ok(ack) => {
+                let cause = format!("it acknowledged generation {}, not {generation}", ack.generation);
+                Err(self.guest_failed("take its identity", cause))
+            }
+            Err(error) => Err(self.guest_failed("take its identity", error.to_string())),
+        }
+    }
+
+    pub(super) fn guest_failed(&self, action: &'static str, cause: String) -> RuntimeError {
+        RuntimeError::Guest { id: self.record.spec.id.to_string(), action, cause }
+    }
+}
+
+async fn timed<T>(work: impl Future<Output = T>) -> (T, u64) {
+    let begun = Instant::now();
+    let done = work.await;
+    (done, micros(begun))
+}
+
+pub(super) fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
