@@ -7,15 +7,19 @@
 //! cloud_hypervisor    Cloud Hypervisor over its REST API
 //! keeper              the small process that is a monitor's parent and outlives the node
 //! launch              what both drivers do around a keeper
+//! host                what the processor and kernel offer
 //! template, disk      the files that machines start from
 //! sweep               what an earlier process left half-made
 //! ```
 
+mod cloud_hypervisor;
 mod disk;
 mod durable;
+mod host;
 mod keeper;
 mod kernel_args;
 mod launch;
+mod probe;
 mod process;
 mod qemu;
 mod sweep;
@@ -23,8 +27,10 @@ mod sys;
 mod template;
 mod vm;
 
+pub use cloud_hypervisor::{CloudHypervisorConfig, CloudHypervisorDriver};
 pub use disk::{copy_sparse, make_disk};
 pub use keeper::{KeeperProgram, keeper_main};
+pub use probe::{AccelChoice, Finding, HypervisorChoice, ProbeConfig, ProbeError, Probed, probe};
 pub use qemu::{QemuConfig, QemuDriver};
 pub use sweep::{Swept, end_machine, sweep};
 pub use template::{TemplateManifest, disk_file as template_disk, memory_file as template_memory};

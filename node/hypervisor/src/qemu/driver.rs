@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::command::{TCG_CPU, TCG_FEATURES, arguments};
 use super::machine::QemuMachine;
 use super::qmp::{Qmp, open_for_qemu};
+use crate::host::host_features;
 use crate::keeper::{
     KeeperConfig, KeeperProgram, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, check_runs, spawn, write_runs,
 };
@@ -85,6 +86,13 @@ impl QemuDriver {
             network: GuestNetwork::None,
         };
         Ok(Self { config, fit, isolation })
+    }
+
+    /// The same driver, for machines that serve: with the reason that isolation states, and no further kernel arguments.
+    pub(crate) fn for_service(mut self, reason: String) -> Self {
+        self.isolation.reason = reason;
+        self.config.kernel_args.clear();
+        self
     }
 
     fn check(&self, spec: &VmSpec) -> Result<(), VmError> {
@@ -246,21 +254,6 @@ fn version_of(text: &str) -> Option<String> {
 fn machine_of(text: &str) -> Option<String> {
     let line = text.lines().find(|line| line.starts_with("q35 "))?;
     line.split_once("(alias of ")?.1.strip_suffix(')').map(str::to_owned)
-}
-
-/// The processor's features, which `-cpu host` passes on.
-fn host_features() -> Result<Vec<String>, VmError> {
-    let path = Path::new("/proc/cpuinfo");
-    let text = std::fs::read_to_string(path);
-    let text = text.map_err(|source| VmError::File { action: "read", path: path.to_owned(), source })?;
-    let value = |key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key))?;
-        line.split_once(':').map(|(_, value)| value.trim().to_owned())
-    };
-    let mut features: Vec<String> = value("flags").unwrap_or_default().split_whitespace().map(str::to_owned).collect();
-    features.push(format!("model={}", value("model name").unwrap_or_default()));
-    features.sort_unstable();
-    Ok(features)
 }
 
 #[cfg(test)]

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fabric_types::Shape;
-use node_hypervisor::{ImagePaths, KeeperProgram, MemorySource, VmFolder, VmSpec};
+use node_hypervisor::{ImagePaths, KeeperProgram, MemorySource, VmFolder, VmSpec, make_disk};
 
 /// How long a guest may take to boot on a busy host.
-pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
+pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
 /// Says that a test can't run here, and leaves the reason where the whole run's summary is made.
-pub fn skip(what: &str, why: &str) {
+pub(crate) fn skip(what: &str, why: &str) {
     let line = format!("SKIPPED: {what}: {why}");
     println!("{line}");
     if let Some(path) = std::env::var_os("ATOLL_SKIPS") {
@@ -24,7 +24,7 @@ pub fn skip(what: &str, why: &str) {
 }
 
 /// The guest image: `ATOLL_IMAGE`, else the newest complete one of this repository.
-pub fn image() -> Option<ImagePaths> {
+pub(crate) fn image() -> Option<ImagePaths> {
     let complete = |folder: PathBuf| {
         let image = ImagePaths {
             kernel: folder.join("kernel"),
@@ -44,17 +44,22 @@ pub fn image() -> Option<ImagePaths> {
     found.pop()
 }
 
-/// This crate's example that is a keeper and nothing else; cargo builds it along with the tests.
-pub fn keeper() -> KeeperProgram {
+/// One of this crate's examples; cargo builds them along with the tests.
+pub(crate) fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this test's path");
     let target = test.parent().and_then(Path::parent).expect("deps lies in the profile's folder");
-    let program = target.join("examples/keeper");
+    let program = target.join("examples").join(name);
     assert!(program.is_file(), "{} is missing: cargo build -p node-hypervisor --examples", program.display());
-    KeeperProgram { program, args: vec![] }
+    program
+}
+
+/// The example that is a keeper and nothing else.
+pub(crate) fn keeper() -> KeeperProgram {
+    KeeperProgram { program: example("keeper"), args: vec![] }
 }
 
 /// Folders of one test. Dropping it removes them.
-pub struct Place {
+pub(crate) struct Place {
     root: tempfile::TempDir,
     next: AtomicU32,
     image: ImagePaths,
@@ -62,21 +67,28 @@ pub struct Place {
 
 impl Place {
     /// A place in the system's temporary folder, whose path is short enough for sockets.
-    pub fn new(image: ImagePaths) -> Self {
+    pub(crate) fn new(image: ImagePaths) -> Self {
         let root = tempfile::Builder::new().prefix("atoll-vm-").tempdir().expect("a folder");
         Self { root, next: AtomicU32::new(0), image }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
 
-    pub fn template(&self) -> PathBuf {
+    pub(crate) fn template(&self) -> PathBuf {
         self.path("template")
     }
 
+    /// A machine to boot, with a fresh disk.
+    pub(crate) fn booting(&self) -> VmSpec {
+        let spec = self.spec(MemorySource::Boot);
+        make_disk(&spec.disk, spec.shape.disk()).expect("a disk");
+        spec
+    }
+
     /// A specification with folders of its own; the disk is not made.
-    pub fn spec(&self, memory: MemorySource) -> VmSpec {
+    pub(crate) fn spec(&self, memory: MemorySource) -> VmSpec {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let dir = self.path(&format!("vm{number}"));
         fs::create_dir_all(&dir).expect("made");
@@ -92,7 +104,7 @@ impl Place {
 }
 
 /// Waits until something holds.
-pub async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < limit, "{what} took more than {limit:?}");
@@ -101,12 +113,32 @@ pub async fn until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool)
 }
 
 /// Whether a process is there and no zombie.
-pub fn runs(pid: u32) -> bool {
+pub(crate) fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
+/// The names in a folder, sorted.
+pub(crate) fn files_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("the folder is there");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// Processes (no zombies) whose command line names this place: keepers and monitors of its machines.
+pub(crate) fn processes_naming(place: &Place) -> Vec<u32> {
+    let wanted = place.root.path().to_string_lossy().into_owned();
+    let pids = fs::read_dir("/proc").expect("proc").filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let names = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&wanted)
+    };
+    pids.filter(|pid| names(pid) && runs(*pid)).collect()
+}
+
 /// Milliseconds since `start`, for the figures that a test prints.
-pub fn ms(start: Instant) -> f64 {
+pub(crate) fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1000.0
 }
