@@ -286,7 +286,9 @@ fn guest_uri(uri: &Uri) -> Uri {
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(Scheme::HTTP);
     parts.authority = Some(Authority::from_static("guest"));
-    parts.path_and_query = Some(uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+    // `*` is a request of the server itself, which a guest's agent has no answer to.
+    let path = uri.path_and_query().filter(|path| path.as_str().starts_with('/')).cloned();
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     Uri::from_parts(parts).expect("a scheme, an authority and a path make a URI")
 }
 
@@ -325,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_request_without_a_path_asks_for_the_root() {
-        assert_eq!(guest_uri(&Uri::from_static("*")).to_string(), "http://guest*");
+        assert_eq!(guest_uri(&Uri::from_static("*")).to_string(), "http://guest/");
         assert_eq!(guest_uri(&Uri::from_static("/v1/files?path=a%20b")).to_string(), "http://guest/v1/files?path=a%20b");
     }
 }

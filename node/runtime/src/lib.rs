@@ -37,6 +37,10 @@ mod runtime;
 mod sandbox;
 mod template;
 #[cfg(test)]
+mod double;
+#[cfg(test)]
+mod scheduling;
+#[cfg(test)]
 mod testing;
 
 pub use contract::*;

@@ -11,7 +11,7 @@
 //!   * unless it began less than UNCOMMITTED_GRACE_MS ago: a create runs beside its commit
 //! ```
 //! Phases on their way somewhere are left alone; the next step sees where they arrived. An older intent never undoes
-//! what was asked directly after it was made (`Seen::settled`), and never brings back what was deleted (`buried`).
+//! what was asked directly after it was made (`Seen::outdated`), and never brings back what was deleted (`buried`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,8 +30,10 @@ pub(crate) struct Seen {
     pub(crate) phase: Phase,
     /// When its `run` was asked for.
     pub(crate) begun_at: UnixMillis,
-    /// Nothing is under way or waiting, and nothing was asked directly since the intents came.
-    pub(crate) settled: bool,
+    /// Nothing of it is under way or waiting.
+    pub(crate) idle: bool,
+    /// Something was asked of it directly after the intents came.
+    pub(crate) outdated: bool,
 }
 
 /// Why an unknown sandbox isn't run just now.
@@ -74,7 +76,8 @@ pub(crate) fn step(
     }
     for (id, seen) in seen {
         let graced = now.since(seen.begun_at) < UNCOMMITTED_GRACE_MS;
-        if !wanted.contains(id) && seen.settled && !graced && seen.phase != Phase::Gone {
+        // Not asked whether the intents are older than a direct request: its grace is longer than they take to follow.
+        if !wanted.contains(id) && seen.idle && !graced && seen.phase != Phase::Gone {
             commands.push(Command::Act(id.clone(), seen.generation, Verb::Delete));
         }
     }
@@ -101,7 +104,7 @@ fn known(intent: &Intent, seen: &Seen) -> Vec<Command> {
     }
     if intent.generation > seen.generation {
         // Placed here anew: what is here belongs to an earlier placement. The next step runs the new one.
-        let stale = seen.settled.then(|| Command::Act(id.clone(), seen.generation, Verb::Delete));
+        let stale = seen.idle.then(|| Command::Act(id.clone(), seen.generation, Verb::Delete));
         return stale.into_iter().collect();
     }
     let mut commands = Vec::new();
@@ -128,7 +131,7 @@ fn known(intent: &Intent, seen: &Seen) -> Vec<Command> {
             _,
         ) => None,
     };
-    if let Some(verb) = verb.filter(|_| seen.settled) {
+    if let Some(verb) = verb.filter(|_| seen.idle && !seen.outdated) {
         commands.push(Command::Act(id.clone(), seen.generation, verb));
     }
     commands

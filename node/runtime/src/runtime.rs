@@ -118,8 +118,7 @@ impl Runtime {
         for _ in 0..RUN_TRIES {
             match run(context, request.clone())? {
                 Entered::At(handle) => {
-                    handle.asked_directly(context.board.intents_seen());
-                    return handle.ask(Request::Run).await;
+                    return handle.ask_directly(context.board.intents_seen(), Request::Run).await;
                 }
                 Entered::Older(handle) => {
                     handle.ask(|reply| Request::Act(Verb::Delete, reply)).await?;
@@ -152,8 +151,7 @@ impl Runtime {
             (Verb::Delete, true) => {}
             _ => handle.check(generation)?,
         }
-        handle.asked_directly(context.board.intents_seen());
-        handle.ask(|reply| Request::Act(verb, reply)).await
+        handle.ask_directly(context.board.intents_seen(), |reply| Request::Act(verb, reply)).await
     }
 
     /// Takes a snapshot of a running sandbox into the local store. The sandbox stands still for milliseconds; the

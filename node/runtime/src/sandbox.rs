@@ -145,9 +145,18 @@ impl Handle {
         })
     }
 
-    /// Notes that something is asked directly: intents up to set `newest` are older than it.
-    pub(crate) fn asked_directly(&self, newest: u64) {
+    /// Asks something that intents up to set `newest` are older than; if it fails they count again.
+    pub(crate) async fn ask_directly<T>(
+        &self,
+        newest: u64,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, RuntimeError> {
         self.asked_after.fetch_max(newest, Ordering::Relaxed);
+        let answer = self.ask(request).await;
+        if answer.is_err() {
+            self.asked_after.store(0, Ordering::Relaxed);
+        }
+        answer
     }
 
     /// A client over the open link, without a round through the queue.
@@ -175,13 +184,14 @@ impl Handle {
     /// What a reconcile step with the given set of intents knows of it.
     pub(crate) fn seen(&self, intents: u64) -> Seen {
         let (spec, phase) = self.look();
-        let newer = self.asked_after.load(Ordering::Relaxed) < intents;
+        let outdated = self.asked_after.load(Ordering::Relaxed) >= intents;
         Seen {
             spec: (*spec).clone(),
             generation: self.generation,
             phase,
             begun_at: self.begun_at,
-            settled: newer && self.idle(),
+            idle: self.idle(),
+            outdated,
         }
     }
 }

@@ -15,7 +15,7 @@ fn intent(number: u8, generation: u64, desired: Desired) -> Intent {
 fn seen(number: u8, generation: u64, phase: Phase) -> (SandboxId, Seen) {
     let spec = spec(number);
     let id = spec.id.clone();
-    (id, Seen { spec, generation: Generation(generation), phase, begun_at: UnixMillis(0), settled: true })
+    (id, Seen { spec, generation: Generation(generation), phase, begun_at: UnixMillis(0), idle: true, outdated: false })
 }
 
 fn one(intents: &[Intent], world: Vec<(SandboxId, Seen)>) -> Vec<Command> {
@@ -92,7 +92,7 @@ fn a_newer_placement_replaces_and_an_older_one_is_ignored() {
 #[test]
 fn a_direct_request_is_not_undone_by_an_older_intent() {
     let (id, mut busy) = seen(1, 1, Phase::Stopped);
-    busy.settled = false;
+    busy.outdated = true;
     assert_eq!(one(&[intent(1, 1, Desired::Running)], vec![(id, busy)]), vec![]);
 }
 
@@ -145,8 +145,14 @@ proptest! {
             for command in step(&intents, &world, &BTreeMap::new(), NOW) {
                 match command {
                     Command::Run(request) | Command::Lost(request) => {
-                        let phase = Phase::Running;
-                        let seen = Seen { spec: request.spec.clone(), generation: request.generation, phase, begun_at: NOW, settled: true };
+                        let seen = Seen {
+                            spec: request.spec.clone(),
+                            generation: request.generation,
+                            phase: Phase::Running,
+                            begun_at: NOW,
+                            idle: true,
+                            outdated: false,
+                        };
                         world.insert(request.spec.id.clone(), seen);
                     }
                     Command::Act(id, generation, verb) => {
@@ -157,7 +163,10 @@ proptest! {
                             None => { world.remove(&id); }
                         }
                     }
-                    Command::Update(spec) => { world.get_mut(&spec.id).expect("seen").spec = *spec; }
+                    Command::Update(spec) => {
+                        let id = spec.id.clone();
+                        world.get_mut(&id).expect("only what is seen is updated").spec = *spec;
+                    }
                 }
             }
         }
@@ -173,9 +182,9 @@ proptest! {
 
     /// Nothing under way is ever interfered with.
     #[test]
-    fn what_is_not_settled_gets_no_verb(phase in any_phase(), desired in any_desired(), generation in 1_u64..3) {
+    fn what_is_under_way_gets_no_verb(phase in any_phase(), desired in any_desired(), generation in 1_u64..3) {
         let (id, mut busy) = seen(1, 1, phase);
-        busy.settled = false;
+        busy.idle = false;
         let world = BTreeMap::from([(id, busy)]);
         prop_assert_eq!(step(&[intent(1, generation, desired)], &world, &BTreeMap::new(), NOW), vec![]);
         prop_assert_eq!(step(&[], &world, &BTreeMap::new(), NOW), vec![]);
