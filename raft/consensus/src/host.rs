@@ -106,10 +106,15 @@ impl RaftHost {
     /// Opens the store and begins to answer the other members' calls.
     pub async fn start(config: RaftHostConfig) -> Result<Self, HostError> {
         let RaftHostConfig { data_dir, store: kind, fabric, resolve } = config;
-        let node = fabric.node().clone();
-        let (path, owner) = (store_path(&data_dir, kind)?, node.clone());
+        let (path, owner) = (store_path(&data_dir, kind)?, fabric.node().clone());
         let opening = tokio::task::spawn_blocking(move || Store::open(kind, &path, &owner));
         let store = opening.await.map_err(|error| StoreError::open(kind, &data_dir, &error))??;
+        Self::over(store, fabric, resolve)
+    }
+
+    /// The same, with a store that is open already and belongs to the fabric's node. Must be called in a runtime.
+    pub fn over(store: Store, fabric: Arc<dyn Fabric>, resolve: Resolver) -> Result<Self, HostError> {
+        let node = fabric.node().clone();
         let streams = fabric.accept(Protocol::Raft)?;
         let (groups, stop, tasks) = (Groups::default(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(serve(streams, groups.clone(), stop.clone()));

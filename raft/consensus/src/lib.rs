@@ -12,6 +12,8 @@
 //! flush that fails poisons the store for good, and the node stops voting. A node's id stands for its log: it must
 //! not be given to a node without that log while the group counts it as a voter.
 
+#[cfg(test)]
+mod golden;
 mod group;
 mod host;
 mod keys;

@@ -32,7 +32,7 @@ impl RedbBackend {
     }
 
     /// A store over a database that is open already.
-    pub(crate) fn over(db: Database) -> Result<Self, StoreError> {
+    pub fn over(db: Database) -> Result<Self, StoreError> {
         let backend = Self { db };
         backend.write("creating the table", Durability::Immediate, |_| Ok(()))?;
         Ok(backend)

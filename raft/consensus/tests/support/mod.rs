@@ -1,4 +1,5 @@
 //! Several members of one group in this process, over the fabric's in-memory double.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use fabric_quic::MemoryNetwork;
 use fabric_types::{Capacity, NodeId, NodeLimits, Overcommit};
 use raft_consensus::{
-    Group, GroupMetrics, GroupName, GroupOptions, ProposeError, RaftHost, RaftHostConfig, StoreKind, Timing,
+    Group, GroupMetrics, GroupName, GroupOptions, ProposeError, RaftHost, RaftHostConfig, Store, StoreKind, Timing,
 };
 use raft_placement::region::{Command, Placement, Refusal};
 use tempfile::TempDir;
@@ -78,6 +79,17 @@ impl Cluster {
             resolve: RaftHostConfig::resolve_nothing(),
         };
         let host = RaftHost::start(config).await.expect("a host");
+        self.run(host, node).await;
+    }
+
+    /// Opens a member on a store of the caller's.
+    pub(crate) async fn start_over(&mut self, number: u32, store: Store) {
+        let node = node(number);
+        let host = RaftHost::over(store, self.network.join(node.clone()), RaftHostConfig::resolve_nothing());
+        self.run(host.expect("a host"), node).await;
+    }
+
+    async fn run(&mut self, host: RaftHost, node: NodeId) {
         let name = GroupName::placement(&node.region());
         let group = host.open_group::<Placement>(name, self.options).await.expect("a group");
         self.running.insert(node, Running { host, group });
