@@ -5,10 +5,12 @@ use std::time::Duration;
 use crate::VmFolder;
 use crate::durable::{read_json, remove_file};
 use crate::keeper::{Reply, Request, SCHEMA, VmRecord, ask_blocking};
-use crate::process::boot_id;
+use crate::process::{ProcessRef, boot_id};
 
 /// How long a keeper may take to answer; it does nothing else meanwhile.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a keeper may take from its answer to its end.
+const EXIT_LIMIT: Duration = Duration::from_millis(500);
 /// How long a killed process may take to be gone: freeing a large guest's memory.
 const GONE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -31,12 +33,17 @@ pub fn sweep<'a>(folders: impl IntoIterator<Item = &'a VmFolder>) -> Vec<Swept> 
     folders.into_iter().map(sweep_one).collect()
 }
 
-/// Ends whatever machine lives in the folder and removes its files, whether complete or not. Idempotent. Blocks, up to 9 s.
+/// Ends whatever machine lives in the folder, whether complete or not, waits until its processes are gone and removes its files;
+/// answers whether there was anything. Idempotent. Blocks, up to 15 s for what resists.
 pub fn end_machine(folder: &VmFolder) -> bool {
     let socket = folder.keeper_socket();
+    let greeted = match ask_blocking(&socket, &Request::Hello, ANSWER_LIMIT) {
+        Ok(Reply::Here { keeper, vmm, .. }) => Some([keeper, vmm]),
+        _ => None,
+    };
     let asked = ask_blocking(&socket, &Request::End { grace_ms: 0 }, ANSWER_LIMIT);
-    let found = clear(folder);
-    asked.is_ok() || found
+    let found = clear(folder, greeted);
+    greeted.is_some() || asked.is_ok() || found
 }
 
 fn sweep_one(folder: &VmFolder) -> Swept {
@@ -47,26 +54,30 @@ fn sweep_one(folder: &VmFolder) -> Swept {
             Swept::Cleared
         }
         Err(_) if folder.end_record().exists() => Swept::Ended,
-        Err(_) if clear(folder) => Swept::Cleared,
+        Err(_) if clear(folder, None) => Swept::Cleared,
         Err(_) => Swept::Nothing,
     }
 }
 
-/// Kills the processes that the record names and removes all files; whether there was anything.
-fn clear(folder: &VmFolder) -> bool {
-    let mut found = false;
-    if let Ok(record) = read_json::<VmRecord>(&folder.record(), SCHEMA)
-        && boot_id().is_ok_and(|boot| boot == record.boot_id)
-    {
-        for process in [record.keeper, record.vmm] {
+/// Waits for the processes, kills what doesn't go, and removes all files; whether there were any. Without known processes, those of the
+/// record.
+fn clear(folder: &VmFolder, known: Option<[ProcessRef; 2]>) -> bool {
+    for process in known.or_else(|| recorded(folder)).into_iter().flatten() {
+        if !process.wait_gone(EXIT_LIMIT) {
             process.kill();
             process.wait_gone(GONE_LIMIT);
         }
     }
+    let mut found = false;
     for path in folder.all_files().iter().chain([&folder.record()]) {
         found |= path.exists();
         // What can't be removed now is removed with its folder.
         let _ = remove_file(path);
     }
     found
+}
+
+fn recorded(folder: &VmFolder) -> Option<[ProcessRef; 2]> {
+    let record: VmRecord = read_json(&folder.record(), SCHEMA).ok()?;
+    (boot_id().ok()? == record.boot_id).then_some([record.keeper, record.vmm])
 }
