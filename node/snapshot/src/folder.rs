@@ -16,8 +16,10 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use fabric_types::Digest;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use tracing::warn;
 
 use crate::chunk::{CHUNK_STORED_BYTES_MAX, digest_of};
@@ -26,6 +28,8 @@ use crate::manifest::MANIFEST_BYTES_MAX;
 
 /// The layout's version.
 const SCHEMA: u32 = 1;
+/// Files that are synced at once.
+const SYNCS_MAX: usize = 8;
 /// Longest schema file that is read, in bytes.
 const SCHEMA_BYTES_MAX: u64 = 64;
 
@@ -237,17 +241,36 @@ impl Folder {
     /// Gives staged files their names, durably. `also` are chunk folders (by first byte) whose names another writer
     /// may have given just now: they are made durable too.
     pub(crate) fn commit(&self, staged: Vec<Staged>, also: &BTreeSet<u8>) -> Result<(), StoreError> {
+        // This only starts the writing, for all of them, so that the syncs have little left to wait for.
         for one in &staged {
-            one.file.sync_data().at("sync", &one.path)?;
+            let _ = posix_fadvise(&one.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
+        at_once(&staged, |one| one.file.sync_data().at("sync", &one.path))?;
         let mut folders: BTreeSet<PathBuf> = also.iter().map(|first| self.chunk_folder(*first)).collect();
         for mut one in staged {
             fs::rename(&one.path, &one.target).at("name", &one.target)?;
             one.named = true;
             folders.extend(one.target.parent().map(Path::to_owned));
         }
-        folders.iter().try_for_each(|folder| sync_folder(folder))
+        let folders: Vec<PathBuf> = folders.into_iter().collect();
+        at_once(&folders, |folder| sync_folder(folder))
     }
+}
+
+/// Runs `sync` on all items, several at once: the file system puts syncs that wait together into one commit. For 64
+/// files of 300 KiB on ext4 that takes 15 ms, where one after the other takes 40 to 170 ms.
+fn at_once<T: Sync>(items: &[T], sync: impl Fn(&T) -> Result<(), StoreError> + Sync) -> Result<(), StoreError> {
+    let share = items.len().div_ceil(SYNCS_MAX);
+    if items.len() <= 1 {
+        return items.iter().try_for_each(sync);
+    }
+    thread::scope(|scope| {
+        let sync = &sync;
+        let shares: Vec<_> =
+            items.chunks(share).map(|share| scope.spawn(move || share.iter().try_for_each(sync))).collect();
+        let done = shares.into_iter().map(|share| share.join().unwrap_or(Err(StoreError::Worker("sync files"))));
+        done.fold(Ok(()), Result::and)
+    })
 }
 
 /// Makes the names in a folder durable.

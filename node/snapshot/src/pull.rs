@@ -28,8 +28,6 @@ use crate::store::SnapshotStore;
 const PULL_DEADLINE: Duration = Duration::from_secs(300);
 /// Events of batches that wait to be taken in; each may hold a staged file.
 const EVENTS_MAX: usize = 8;
-/// Faults of holders that an error tells of: the last ones.
-const FAULTS_MAX: usize = 8;
 
 /// How far a pull is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,7 +67,7 @@ pub enum PullError {
         what: &'static str,
         /// Which.
         digest: Digest,
-        /// What the holders did wrong, the last ones.
+        /// What each holder did wrong: the last of it, or the worst.
         faults: Vec<HolderFault>,
     },
     /// The store.
@@ -232,7 +230,7 @@ impl Puller {
             batches: JoinSet::new(),
             holder_of: BTreeMap::new(),
             staged: Vec::new(),
-            faults: Vec::new(),
+            faults: BTreeMap::new(),
             fetched: Fetched { by_holder: vec![0; holders.len()], ..Fetched::default() },
         };
         let outcome = fetch.run(commands).await;
@@ -263,7 +261,8 @@ struct Fetch<'a> {
     batches: JoinSet<()>,
     holder_of: BTreeMap<BatchId, usize>,
     staged: Vec<Staged>,
-    faults: Vec<HolderFault>,
+    /// By holder: what it did last, or what it was given up for.
+    faults: BTreeMap<usize, Fault>,
     fetched: Fetched,
 }
 
@@ -288,7 +287,12 @@ impl Fetch<'_> {
                     Command::Fetch { batch, holder, digests } => self.launch(batch, holder, digests),
                     Command::Finish => return Ok(()),
                     Command::GiveUp { digest } => {
-                        let faults = std::mem::take(&mut self.faults);
+                        let faults = std::mem::take(&mut self.faults).into_iter();
+                        let named = |(holder, fault): (usize, Fault)| HolderFault {
+                            holder: self.holders[holder].clone(),
+                            fault,
+                        };
+                        let faults = faults.map(named).collect();
                         return Err(PullError::Unavailable { what: "chunk", digest, faults });
                     }
                 }
@@ -362,17 +366,16 @@ impl Fetch<'_> {
     }
 
     fn blame(&mut self, batch: BatchId, fault: Fault) {
-        let Some(holder) = self.holder_of.get(&batch) else { return };
-        let holder = self.holders[*holder].clone();
+        let Some(index) = self.holder_of.get(&batch) else { return };
+        let holder = &self.holders[*index];
         if matches!(fault, Fault::Forged(_)) {
             warn!(%holder, %fault, "a holder is not asked again");
         } else {
             debug!(%holder, %fault, "a holder failed to give chunks");
         }
-        if self.faults.len() >= FAULTS_MAX {
-            self.faults.remove(0);
+        if !matches!(self.faults.get(index), Some(Fault::Forged(_))) {
+            self.faults.insert(*index, fault);
         }
-        self.faults.push(HolderFault { holder, fault });
     }
 }
 
