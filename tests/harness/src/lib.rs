@@ -26,4 +26,5 @@ pub use footprint::Footprint;
 pub use mesh::{Mesh, MeshOptions};
 pub use ports::free_port_base;
 pub use process::{Process, marked};
-pub use step::{eventually, skip, step};
+pub use step::{eventually, skip, step, temporary_folder};
+pub use tempfile::TempDir;

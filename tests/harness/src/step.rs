@@ -48,3 +48,8 @@ pub fn skip(test: &str, why: &str) -> anyhow::Result<()> {
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
+
+/// A folder that is removed when it is dropped.
+pub fn temporary_folder() -> anyhow::Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix("test-").tempdir().context("can't make a folder")
+}
