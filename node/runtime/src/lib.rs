@@ -24,10 +24,13 @@ mod board;
 mod clock;
 mod context;
 mod contract;
+#[cfg(test)]
+mod double;
 mod durable;
 mod folder;
 mod guest;
 mod identity;
+mod leftovers;
 mod machine;
 mod pool;
 mod queue;
@@ -35,14 +38,13 @@ mod reconcile;
 mod rehearsal;
 mod runtime;
 mod sandbox;
-mod template;
-#[cfg(test)]
-mod double;
 #[cfg(test)]
 mod scheduling;
+mod template;
 #[cfg(test)]
 mod testing;
 
 pub use contract::*;
 pub use guest::{GuestBody, GuestClient, GuestError};
+pub use leftovers::end_machines;
 pub use runtime::Runtime;

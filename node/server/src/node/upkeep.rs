@@ -1,0 +1,257 @@
+//! What keeps a node in step: groups begun once, members added, the node and its region registered, intent handed to
+//! the runtime, and what the runtime wants by itself committed. Each loop is idempotent and starts over after a failure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fabric_types::{Desired, Digest, NodeId, RegionCode};
+use node_runtime::{AutoAction, AutoVerb, Intent, Verb};
+use raft_consensus::Group;
+use raft_placement::Machine;
+use raft_placement::catalog::{self, ApiKey, Catalog, Template};
+use raft_placement::region::{self, Placement};
+
+use super::build::DEFAULT_TEMPLATE;
+use super::clock::now;
+use crate::config::NodeConfig;
+use crate::service::Service;
+
+/// How often each loop looks again by itself, beside the changes that wake it.
+const EVERY: Duration = Duration::from_secs(1);
+/// One proposal of a loop; the next round tries again.
+const PROPOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often the snapshot store is compared with the catalog.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// Chunks that nothing refers to live on for so long: a pull or an ingest may be about to refer to them.
+const CHUNK_GRACE: Duration = Duration::from_secs(600);
+
+/// A loop, run until the node ends.
+pub(super) type Part = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Begins the groups whose first voter this node is. A group that has begun is left as it is.
+pub(super) async fn initialize(
+    config: &NodeConfig,
+    catalog: &Group<Catalog>,
+    placement: &Group<Placement>,
+) -> anyhow::Result<()> {
+    let members = |voters: &[NodeId]| -> BTreeMap<NodeId, std::net::SocketAddr> {
+        voters.iter().filter_map(|voter| Some((voter.clone(), *config.peers.get(voter)?))).collect()
+    };
+    if config.bootstrap.catalog_voters.first() == Some(&config.node) {
+        catalog.initialize(members(&config.bootstrap.catalog_voters)).await?;
+    }
+    if config.bootstrap.region_voters.first() == Some(&config.node) {
+        placement.initialize(members(&config.bootstrap.region_voters)).await?;
+    }
+    Ok(())
+}
+
+/// The loops of a node.
+pub(super) fn parts(config: &NodeConfig, service: &Arc<Service>, image: Digest) -> Vec<Part> {
+    let config = Arc::new(config.clone());
+    vec![
+        Box::pin(register_in_region(config.clone(), service.clone())),
+        Box::pin(register_in_catalog(config.clone(), service.clone(), image)),
+        Box::pin(add_learners(config.clone(), service.clone(), service.placement.clone(), Some(config.node.region()))),
+        Box::pin(add_learners(config, service.clone(), service.catalog.clone(), None)),
+        Box::pin(hand_down_intent(service.clone())),
+        Box::pin(commit_auto_actions(service.clone())),
+        Box::pin(forget_snapshots(service.clone())),
+    ]
+}
+
+/// Says this node's limits to its region's ledger until it has them.
+async fn register_in_region(config: Arc<NodeConfig>, service: Arc<Service>) {
+    loop {
+        let known = service.ledger().nodes().get(&config.node).map(|node| node.limits);
+        if known != Some(config.limits) {
+            let command = region::Command::RegisterNode { node: config.node.clone(), limits: config.limits };
+            if let Err(error) = service.placement.propose(command, PROPOSE_LIMIT).await {
+                tracing::debug!(%error, "this node is not registered in its region yet");
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Says region, node, template and first key to the catalog until it has them.
+async fn register_in_catalog(config: Arc<NodeConfig>, service: Arc<Service>, image: Digest) {
+    loop {
+        for command in missing_in_catalog(&config, &service.catalog_state(), image, service.catalog.is_leader()) {
+            if let Err(error) = service.catalog.propose(command, PROPOSE_LIMIT).await {
+                tracing::debug!(%error, "the catalog doesn't know all of this node yet");
+                break;
+            }
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// What the catalog should hold of this node, and of the mesh if this node leads it, and doesn't. Pure.
+fn missing_in_catalog(
+    config: &NodeConfig,
+    state: &catalog::State,
+    image: Digest,
+    leads: bool,
+) -> Vec<catalog::Command> {
+    let mut missing = Vec::new();
+    let code = config.node.region();
+    let region = catalog::Region {
+        name: regions::builtin(&code).map_or_else(|| code.to_string(), |descriptor| descriptor.name.clone()),
+        endpoint: config.regions.get(&code).cloned().unwrap_or_else(|| config.public_url.clone()),
+    };
+    if state.regions().get(&code) != Some(&region) {
+        missing.push(catalog::Command::UpsertRegion { code, region });
+    }
+    let entry = catalog::Node { fabric: config.fabric, http: config.public_url.clone() };
+    if state.nodes().get(&config.node) != Some(&entry) {
+        missing.push(catalog::Command::UpsertNode { node: config.node.clone(), entry });
+    }
+    if !leads {
+        return missing;
+    }
+    let name: Option<fabric_types::Name> = DEFAULT_TEMPLATE.parse().ok();
+    if let Some(name) = name
+        && state.templates().get(&name).is_none_or(|template| template.image != image)
+    {
+        let template = Template { image, shape: fabric_types::Shape::DEFAULT, created_at: now() };
+        missing.push(catalog::Command::UpsertTemplate { name, template });
+    }
+    if let Some(first) = &config.bootstrap.key
+        && state.keys().is_empty()
+    {
+        let key = ApiKey {
+            name: first.name.to_string(),
+            hash: first.hash,
+            organization: first.organization.clone(),
+            created_at: now(),
+            shown: first.shown.clone(),
+        };
+        missing.push(catalog::Command::PutKey { id: first.id.clone(), key });
+    }
+    missing
+}
+
+/// On the leader: every known node that isn't a member yet becomes a learner, so that it has the state.
+async fn add_learners<M: Machine>(
+    config: Arc<NodeConfig>,
+    service: Arc<Service>,
+    group: Group<M>,
+    only: Option<RegionCode>,
+) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if !group.is_leader() {
+            continue;
+        }
+        let metrics = group.metrics();
+        let mut known: BTreeMap<NodeId, std::net::SocketAddr> = config.peers.clone();
+        for view in service.view.borrow().live_nodes() {
+            known.insert(view.report.node.clone(), view.report.fabric_address);
+        }
+        let is_member = |node: &NodeId| metrics.voters.contains(node) || metrics.learners.contains(node);
+        let fitting = |node: &NodeId| only.as_ref().is_none_or(|region| node.region() == *region);
+        for (node, address) in known.into_iter().filter(|(node, _)| fitting(node) && !is_member(node)) {
+            match group.add_learner(node.clone(), address, PROPOSE_LIMIT).await {
+                Ok(()) => tracing::info!(%node, group = %group.name(), "a node follows the group"),
+                Err(error) => {
+                    tracing::debug!(%node, group = %group.name(), %error, "a node can't follow the group yet")
+                }
+            }
+        }
+    }
+}
+
+/// Hands the runtime what the ledger wants of this node, on each change. Not before this node's copy is known to be as
+/// new as the leader's: an old copy would have sandboxes removed that it merely hasn't heard of.
+async fn hand_down_intent(service: Arc<Service>) {
+    while let Err(error) = service.placement.read_barrier(PROPOSE_LIMIT).await {
+        tracing::info!(%error, "waiting for the region's ledger");
+        tokio::time::sleep(EVERY).await;
+    }
+    let mut state = service.placement.state();
+    loop {
+        let ledger = state.borrow_and_update().clone();
+        let intents = ledger.on_node(&service.node).map(|record| Intent {
+            spec: record.spec.clone(),
+            generation: record.generation,
+            desired: record.desired,
+        });
+        service.runtime.reconcile(intents.collect());
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Commits what the runtime finds due by a sandbox's intervals, then does it. What fails stays due.
+async fn commit_auto_actions(service: Arc<Service>) {
+    let mut due = service.runtime.due();
+    loop {
+        let actions = due.borrow_and_update().clone();
+        for action in actions.iter() {
+            carry_out(&service, action).await;
+        }
+        let changed = tokio::select! {
+            changed = due.changed() => changed.is_ok(),
+            () = tokio::time::sleep(EVERY), if !actions.is_empty() => true,
+        };
+        if !changed {
+            return;
+        }
+    }
+}
+
+async fn carry_out(service: &Service, AutoAction { id, generation, verb }: &AutoAction) {
+    let (id, generation) = (id.clone(), *generation);
+    let (command, verb) = match verb {
+        AutoVerb::Stop => {
+            let command = region::Command::SetDesired { id: id.clone(), generation, desired: Desired::Stopped };
+            (command, Verb::Stop { force: false })
+        }
+        AutoVerb::Delete => (region::Command::Delete { id: id.clone(), generation: Some(generation) }, Verb::Delete),
+    };
+    tracing::info!(sandbox_id = %id, ?verb, "due by its interval");
+    if let Err(error) = service.placement.propose(command, PROPOSE_LIMIT).await {
+        tracing::info!(sandbox_id = %id, %error, "an interval's action is not committed; it stays due");
+    } else if let Err(error) = service.runtime.act(&id, generation, verb).await {
+        tracing::warn!(sandbox_id = %id, %error, "an interval's action failed; reconciliation goes on");
+    }
+}
+
+/// Removes from the local store what the catalog no longer knows; chunks follow after their grace period. A manifest
+/// must be missing twice in a row: between its taking and its commit the catalog doesn't know it yet.
+async fn forget_snapshots(service: Arc<Service>) {
+    let mut missing_before = BTreeSet::new();
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        if service.catalog.read_barrier(PROPOSE_LIMIT).await.is_err() {
+            continue;
+        }
+        let catalog = service.catalog_state();
+        let known: BTreeSet<Digest> = catalog.snapshots().values().map(|snapshot| snapshot.manifest).collect();
+        let held = match service.store.manifests().await {
+            Ok(held) => held,
+            Err(error) => {
+                tracing::warn!(%error, "the snapshot store can't be listed");
+                continue;
+            }
+        };
+        let missing: BTreeSet<Digest> = held.into_iter().filter(|manifest| !known.contains(manifest)).collect();
+        for manifest in missing.intersection(&missing_before) {
+            if let Err(error) = service.store.remove(*manifest, now()).await {
+                tracing::warn!(%manifest, %error, "a deleted snapshot could not be removed here");
+            }
+        }
+        missing_before = missing;
+        match service.store.collect(now(), CHUNK_GRACE).await {
+            Ok(collected) if collected.chunks > 0 => tracing::info!(?collected, "unreferenced chunks are gone"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "unreferenced chunks could not be collected"),
+        }
+    }
+}
