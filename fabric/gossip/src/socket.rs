@@ -1,4 +1,4 @@
-//! Chitchat's transport over the fabric's messages.
+//! Chitchat's transport over the fabric's messages. Its traits speak `anyhow`, and so does this file alone.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

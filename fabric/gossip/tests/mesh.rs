@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric_gossip::{ClusterView, Gossip, GossipConfig, GossipError, GossipHandle, NodeReport, PoolReport};
-use fabric_quic::{Authority, Fabric, MemoryNetwork, NodeIdentity, QuicConfig, QuicFabric};
+use fabric_quic::{Authority, Fabric, FabricError, MemoryNetwork, NodeIdentity, QuicConfig, QuicFabric};
 use fabric_types::{
     Accelerator, Capacity, Fit, GuestNetwork, HypervisorKind, Isolation, NodeId, NodeLimits, Overcommit, Shape,
     UnixMillis,
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Whatever takes longer will not happen. Generous: the machine may be busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -81,9 +81,19 @@ async fn join(fabric: Arc<dyn Fabric>, identity: NodeIdentity, incarnation: u64,
     Member { fabric, gossip }
 }
 
-fn quic(identity: &NodeIdentity, listen: Option<SocketAddr>) -> Arc<dyn Fabric> {
+/// Binds, once the port of a fabric that was closed a moment ago is free.
+async fn quic(identity: &NodeIdentity, listen: Option<SocketAddr>) -> Arc<dyn Fabric> {
     let listen = listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-    QuicFabric::bind(QuicConfig { listen, identity: identity.clone() }).expect("binds")
+    let binding = async {
+        loop {
+            match QuicFabric::bind(QuicConfig { listen, identity: identity.clone() }) {
+                Ok(fabric) => return fabric,
+                Err(FabricError::Bind { .. }) => sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, binding).await.expect("the port becomes free")
 }
 
 async fn sees(member: &Member, what: &str, holds: impl Fn(&ClusterView) -> bool) {
@@ -185,7 +195,7 @@ async fn over_quic_nodes_find_each_other_measure_their_distance_and_notice_a_dea
     for id in ["fra-1", "iad-1", "sin-1"] {
         let identity = issue(&mesh, id);
         let seeds: Vec<SocketAddr> = members.iter().map(|seed| seed.fabric.local_address()).collect();
-        members.push(join(quic(&identity, None), identity, 1, &seeds).await);
+        members.push(join(quic(&identity, None).await, identity, 1, &seeds).await);
     }
     all_see_all(&members.iter().collect::<Vec<_>>()).await;
     println!("converged after {:?}", begun.elapsed());
@@ -204,7 +214,7 @@ async fn over_quic_nodes_find_each_other_measure_their_distance_and_notice_a_dea
 
     let identity = issue(&mesh, id.as_str());
     begun = Instant::now();
-    let again = join(quic(&identity, Some(address)), identity, 2, &[members[0].fabric.local_address()]).await;
+    let again = join(quic(&identity, Some(address)).await, identity, 2, &[members[0].fabric.local_address()]).await;
     all_see_all(&members.iter().chain([&again]).collect::<Vec<_>>()).await;
     println!("seen again after {:?}", begun.elapsed());
 }
@@ -216,7 +226,7 @@ async fn reports_larger_than_a_packet_arrive_over_quic() {
     for id in ["fra-1", "iad-1", "sin-1", "sin-2"] {
         let identity = issue(&mesh, id);
         let seeds: Vec<SocketAddr> = members.iter().take(1).map(|seed| seed.fabric.local_address()).collect();
-        members.push(join(quic(&identity, None), identity, 1, &seeds).await);
+        members.push(join(quic(&identity, None).await, identity, 1, &seeds).await);
         let newest = members.last().expect("just pushed");
         newest.gossip.publish(report(&newest.fabric, 1, 60));
     }
@@ -232,13 +242,13 @@ async fn reports_larger_than_a_packet_arrive_over_quic() {
 async fn a_node_of_another_mesh_sees_nobody_and_nobody_sees_it() {
     let (mesh, other) = (Authority::generate().expect("an authority"), Authority::generate().expect("another"));
     let (ours, second, foreign) = (issue(&mesh, "fra-1"), issue(&mesh, "iad-1"), issue(&other, "sin-1"));
-    let fra = join(quic(&ours, None), ours, 1, &[]).await;
+    let fra = join(quic(&ours, None).await, ours, 1, &[]).await;
     let seeds = [fra.fabric.local_address()];
-    let stranger = join(quic(&foreign, None), foreign, 1, &seeds).await;
-    let iad = join(quic(&second, None), second, 1, &seeds).await;
+    let stranger = join(quic(&foreign, None).await, foreign, 1, &seeds).await;
+    let iad = join(quic(&second, None).await, second, 1, &seeds).await;
     all_see_all(&[&fra, &iad]).await;
     // A few rounds more than the others needed.
-    tokio::time::sleep(10 * INTERVAL).await;
+    sleep(10 * INTERVAL).await;
     assert_eq!(live_ids(&stranger.gossip.view().borrow()), ["sin-1"]);
     assert_eq!(fra.gossip.view().borrow().nodes.len(), 2);
 }
@@ -254,7 +264,7 @@ async fn a_member_that_signs_with_another_key_is_not_shown() {
     let _impostor = join(iad, issue(&other, "iad-1"), 1, &seeds).await;
     let honest = join(network.join(node("sin-1")), issue(&mesh, "sin-1"), 1, &seeds).await;
     all_see_all(&[&fra, &honest]).await;
-    tokio::time::sleep(10 * INTERVAL).await;
+    sleep(10 * INTERVAL).await;
     assert_eq!(fra.gossip.view().borrow().nodes.len(), 2);
 }
 

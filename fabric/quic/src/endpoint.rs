@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fabric_types::NodeId;
-use quinn::{Endpoint, VarInt};
+use quinn::Endpoint;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use crate::pool::{DialError, Link, Pool};
 use crate::router::Router;
 use crate::{
     BiStream, Fabric, FabricError, MESSAGE_BYTES_MAX, MESSAGE_QUEUE_MAX, Message, NodeIdentity, Peer, Protocol,
-    STREAM_QUEUE_MAX, messages, tls, transport,
+    STREAM_QUEUE_MAX, codes, messages, tls, transport,
 };
 
 /// Wait for room among a connection's streams. Short: if a peer holds thousands open, one more doesn't help it.
@@ -124,7 +124,7 @@ impl QuicFabric {
 impl Drop for QuicFabric {
     fn drop(&mut self) {
         self.shutdown.cancel();
-        self.endpoint.close(VarInt::from_u32(0), b"the node is closing");
+        self.endpoint.close(codes::CLOSING, b"the node is closing");
     }
 }
 
@@ -184,7 +184,7 @@ impl Fabric for QuicFabric {
 
     async fn close(&self) {
         self.shutdown.cancel();
-        self.endpoint.close(VarInt::from_u32(0), b"the node is closing");
+        self.endpoint.close(codes::CLOSING, b"the node is closing");
         // Peers that don't acknowledge in time find out by themselves.
         drop(timeout(CLOSE_DEADLINE, self.endpoint.wait_idle()).await);
     }

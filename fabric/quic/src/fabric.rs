@@ -136,7 +136,8 @@ pub trait Fabric: Send + Sync + 'static {
     /// Says that a peer did not answer in time: the next stream of that protocol is opened on a new connection.
     /// Streams already open are left alone.
     fn suspect(&self, _peer: &Peer, _protocol: Protocol) {}
-    /// Ends every connection and the endpoint; bounded (1 s).
+    /// Ends every connection and the endpoint; bounded (1 s). The port is free for another bind in this process a moment
+    /// after the fabric is dropped.
     async fn close(&self);
 }
 

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::FabricError;
+use crate::{FabricError, codes};
 
 /// The largest frame of a call, request or answer: 4 MiB holds the largest list that a node answers with; what is
 /// larger travels as a stream of its own.
@@ -67,7 +67,7 @@ impl FrameError {
                 let source = io::Error::new(io::ErrorKind::UnexpectedEof, self.to_string());
                 FabricError::Broken { peer, action, source }
             }
-            Self::Io(source) => FabricError::Broken { peer, action, source },
+            Self::Io(source) => FabricError::Broken { peer, action, source: codes::explain(source) },
             Self::Json { expected, source } => FabricError::Malformed { peer, expected, cause: source.to_string() },
         }
     }

@@ -2,20 +2,16 @@
 //!
 //! ```text
 //! hello    one unidirectional stream that holds the version (u32) and ends
-//! refusal  a close with code 0x1000 + the version that the acceptor speaks, and a sentence
+//! refusal  a close whose code says which version the acceptor speaks (see `codes`), and a sentence
 //! ```
 //! A dialler that has heard it knows that its certificate and its version were accepted; in TLS 1.3 the handshake alone
 //! doesn't tell it.
 
-use quinn::{Connection, ConnectionError, VarInt};
+use quinn::{Connection, ConnectionError};
 use thiserror::Error;
 
-use crate::Protocol;
+use crate::{Protocol, codes};
 
-/// A close with this code plus a version says which version the closer speaks.
-const VERSION_CODE: u32 = 0x1000;
-/// Versions that fit behind the code.
-const VERSIONS: u64 = 0x1000;
 const HELLO_BYTES: usize = 4;
 
 /// Why there was no hello.
@@ -62,12 +58,5 @@ pub(crate) fn refuse(connection: &Connection, protocol: Protocol, theirs: u32) {
     let ours = Protocol::WIRE_VERSION;
     let sentence =
         format!("this node speaks version {ours} of {protocol:?}, not version {theirs}; upgrade the older of the two");
-    connection.close(VarInt::from_u32(VERSION_CODE + ours), sentence.as_bytes());
-}
-
-/// The version that a peer speaks, if that is why it closed the connection.
-pub(crate) fn refused_version(error: &ConnectionError) -> Option<u32> {
-    let ConnectionError::ApplicationClosed(close) = error else { return None };
-    let version = close.error_code.into_inner().checked_sub(VERSION_CODE.into())?;
-    (version < VERSIONS).then(|| u32::try_from(version).ok()).flatten()
+    connection.close(codes::speaks(ours), sentence.as_bytes());
 }

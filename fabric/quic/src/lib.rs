@@ -9,12 +9,14 @@
 //!   transport    the socket and QUIC's settings         tls       the handshake
 //!   pool         connections to send on                 router    connections that are accepted
 //!   hello        the first word on a connection         messages  datagrams and small streams that may be lost
+//!   codes        numbers that end streams and connections
 //! memory       the trait in one process, for tests: links that can be cut and delayed (feature `memory`)
 //! ```
 
 mod authority;
 mod call;
 mod certificate;
+mod codes;
 mod endpoint;
 mod fabric;
 mod frame;

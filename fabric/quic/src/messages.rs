@@ -106,6 +106,8 @@ pub(crate) async fn receive(connection: Connection, queue: mpsc::Sender<Message>
     loop {
         tokio::select! {
             datagram = connection.read_datagram() => match datagram {
+                // An empty one only asks whether this process knows the connection (see `pool`).
+                Ok(bytes) if bytes.is_empty() => {}
                 Ok(bytes) => deliver(&queue, from, bytes),
                 Err(_) => return,
             },

@@ -14,8 +14,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fabric_types::NodeId;
-use quinn::{Connection, ConnectionError, Endpoint, VarInt};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use quinn::{Connection, ConnectionError, Endpoint};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -23,10 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::hello::{self, HelloError};
-use crate::{Message, Protocol, messages, tls};
+use crate::{Message, Protocol, codes, messages, tls};
 
 /// A dial, hello included. A peer across an ocean answers in under a second; three lost packets fit.
 pub(crate) const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+/// A second attempt begins beside the first after this, and so on until one comes to something: the first packets to a
+/// process that was just starting are lost, and QUIC repeats them ever more rarely.
+const ATTEMPT_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause after the first failed dial; it doubles with each.
 const BACKOFF_LEAST: Duration = Duration::from_millis(50);
 /// The longest pause: a peer that is started again is found within this.
@@ -158,6 +164,8 @@ impl Pool {
             outcome.send_replace(Some(Ok(link.clone())));
         }
         slots.insert(key, Slot::Open { link: link.clone(), used: Instant::now() });
+        // It is there, whatever was said of it before: no pause stands between it and the next caller.
+        slots.retain(|(address, _), slot| *address != key.0 || !matches!(slot, Slot::Failed { .. }));
         drop(slots);
         tokio::spawn(Arc::clone(self).watch(key, link));
     }
@@ -221,7 +229,7 @@ impl Pool {
         let dialled = tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Err(DialError::Failed("the fabric is closing".into())),
-            dialled = timeout(DIAL_DEADLINE, self.connect(address, protocol)) => dialled.unwrap_or_else(|_| {
+            dialled = timeout(DIAL_DEADLINE, self.attempt(address, protocol)) => dialled.unwrap_or_else(|_| {
                 Err(DialError::Failed(format!("no answer in {} s", DIAL_DEADLINE.as_secs())))
             }),
         };
@@ -269,6 +277,18 @@ impl Pool {
         }
     }
 
+    /// One dial: attempts side by side, of which the first to end decides.
+    async fn attempt(&self, address: SocketAddr, protocol: Protocol) -> Result<Link, DialError> {
+        let mut attempts = FuturesUnordered::new();
+        let mut begin = tokio::time::interval(ATTEMPT_INTERVAL);
+        loop {
+            tokio::select! {
+                Some(ended) = attempts.next() => return ended,
+                _ = begin.tick() => attempts.push(self.connect(address, protocol)),
+            }
+        }
+    }
+
     async fn connect(&self, address: SocketAddr, protocol: Protocol) -> Result<Link, DialError> {
         let config = self.clients[&protocol].clone();
         let connecting = self
@@ -296,18 +316,20 @@ impl Pool {
         debug!(address = %key.0, protocol = ?key.1, node = %link.node, %reason, "a connection ended");
         self.release_link(key.0, key.1, &link);
         if reason == ConnectionError::Reset {
-            // The process at that address is another one: what else leads to the old one is dead as well.
-            self.close_all(key.0);
+            // The process at that address is another one: what else leads to the old one is dead as well, and what leads
+            // to the new one is not.
+            self.probe(key.0);
         }
     }
 
-    /// Closes every open connection to an address.
-    fn close_all(&self, address: SocketAddr) {
-        let mut slots = self.lock();
+    /// Sends an empty datagram, which means nothing, on every open connection to an address: a process that doesn't know
+    /// the connection answers with a reset, which would else have to wait for the next stream or keep-alive.
+    fn probe(&self, address: SocketAddr) {
+        let slots = self.lock();
         for protocol in Protocol::ALL {
             if let Some(Slot::Open { link, .. }) = slots.get(&(address, protocol)) {
-                link.connection.close(VarInt::from_u32(0), b"the peer has been restarted");
-                slots.remove(&(address, protocol));
+                // Fails only if the connection has ended already.
+                drop(link.connection.send_datagram(Bytes::new()));
             }
         }
     }
@@ -319,7 +341,7 @@ impl Pool {
 
 /// A peer's refusal in a dialler's words.
 fn refusal(error: &ConnectionError) -> DialError {
-    match hello::refused_version(error) {
+    match codes::spoken_version(error) {
         Some(theirs) => DialError::Version { theirs },
         None => DialError::Failed(error.to_string()),
     }

@@ -5,24 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric_types::NodeId;
-use quinn::{Connection, Endpoint, Incoming, VarInt};
+use quinn::{Connection, Endpoint, Incoming};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::pool::Pool;
-use crate::{BiStream, Message, Protocol, hello, messages, tls};
+use crate::{BiStream, Message, Protocol, codes, hello, messages, tls};
 
 /// A handshake takes two round trips; a peer that needs longer is refused.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 /// Connections accepted at a time: four protocols from each of 2,000 peers.
 const CONNECTIONS_MAX: usize = 8192;
-/// A stream is refused with this code when its protocol's queue is full.
-const CODE_BUSY: u32 = 0x10;
-/// A connection is closed with this code when its certificate names no node or its ALPN no protocol.
-const CODE_REFUSED: u32 = 0x11;
-
+/// Above this a dialler must show that its address is its own before it costs a handshake (RFC 9000, section 8.1.2).
+const UNPROVEN_MAX: usize = CONNECTIONS_MAX / 2;
 /// See the module.
 pub(crate) struct Router {
     pub(crate) pool: Arc<Pool>,
@@ -44,6 +41,11 @@ impl Router {
                     None => return,
                 },
             };
+            if slots.available_permits() < UNPROVEN_MAX && incoming.may_retry() {
+                // Fails only for an address that has been proven.
+                drop(incoming.retry());
+                continue;
+            }
             let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
                 debug!(from = %incoming.remote_address(), "a connection is refused: too many are open");
                 incoming.refuse();
@@ -69,7 +71,7 @@ impl Router {
         };
         let refuse = |why: &str| {
             info!(%from, why, "a connection is refused");
-            connection.close(VarInt::from_u32(CODE_REFUSED), why.as_bytes());
+            connection.close(codes::REFUSED, why.as_bytes());
         };
         let node = match tls::peer_of(&connection) {
             Ok(certificate) => certificate.node().clone(),
@@ -106,8 +108,8 @@ impl Router {
                 debug!(%node, ?protocol, "a stream is refused: the queue is full");
                 let (mut send, mut recv) = (send, recv);
                 // Fails only if the peer has given the stream up already.
-                drop(send.reset(VarInt::from_u32(CODE_BUSY)));
-                drop(recv.stop(VarInt::from_u32(CODE_BUSY)));
+                drop(send.reset(codes::BUSY));
+                drop(recv.stop(codes::BUSY));
                 continue;
             };
             place.send(BiStream { peer: node.clone(), address, send: Box::pin(send), recv: Box::pin(recv) });

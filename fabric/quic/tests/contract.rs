@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fabric_quic::{
-    Authority, BiStream, Fabric, FabricError, MESSAGE_BYTES_MAX, MemoryNetwork, Peer, Protocol, QuicConfig, QuicFabric,
-    STREAM_QUEUE_MAX, call, serve,
+    Authority, BiStream, Fabric, FabricError, MESSAGE_BYTES_MAX, MemoryNetwork, NodeIdentity, Peer, Protocol,
+    QuicConfig, QuicFabric, STREAM_QUEUE_MAX, call, serve,
 };
 use fabric_types::{NodeId, UnixMillis};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,26 +19,43 @@ use tokio_util::sync::CancellationToken;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where nodes come from.
-trait Lab {
-    fn join(&self, id: &str, address: Option<SocketAddr>) -> Arc<dyn Fabric>;
+#[async_trait::async_trait]
+trait Lab: Sync {
+    async fn join(&self, id: &str, address: Option<SocketAddr>) -> Arc<dyn Fabric>;
 }
 
 struct Memory(MemoryNetwork);
 
+#[async_trait::async_trait]
 impl Lab for Memory {
-    fn join(&self, id: &str, _address: Option<SocketAddr>) -> Arc<dyn Fabric> {
+    async fn join(&self, id: &str, _address: Option<SocketAddr>) -> Arc<dyn Fabric> {
         self.0.join(node(id))
     }
 }
 
 struct Quic(Authority);
 
+#[async_trait::async_trait]
 impl Lab for Quic {
-    fn join(&self, id: &str, address: Option<SocketAddr>) -> Arc<dyn Fabric> {
+    async fn join(&self, id: &str, address: Option<SocketAddr>) -> Arc<dyn Fabric> {
         let identity = self.0.issue(&node(id), UnixMillis(4_000_000_000_000)).expect("an identity");
         let listen = address.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        QuicFabric::bind(QuicConfig { listen, identity }).expect("binds")
+        bind(listen, &identity).await
     }
+}
+
+/// Binds, once the port of a fabric that was closed a moment ago is free.
+async fn bind(listen: SocketAddr, identity: &NodeIdentity) -> Arc<QuicFabric> {
+    let binding = async {
+        loop {
+            match QuicFabric::bind(QuicConfig { listen, identity: identity.clone() }) {
+                Ok(fabric) => return fabric,
+                Err(FabricError::Bind { .. }) => sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, binding).await.expect("the port becomes free")
 }
 
 fn node(id: &str) -> NodeId {
@@ -84,7 +101,7 @@ async fn exchange(fabric: &Arc<dyn Fabric>, to: &Peer, protocol: Protocol, bytes
 }
 
 async fn a_stream_carries_bytes_both_ways_and_names_both_ends(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let mut streams = iad.accept(Protocol::Relay).expect("first");
     let mut near = soon("opening", fra.open(&peer(&iad), Protocol::Relay)).await.expect("opens");
     assert_eq!(near.peer, node("iad-1"));
@@ -105,7 +122,7 @@ async fn a_stream_carries_bytes_both_ways_and_names_both_ends(lab: &dyn Lab) {
 }
 
 async fn dropping_the_sending_half_ends_the_stream(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let mut streams = iad.accept(Protocol::Relay).expect("first");
     let mut near = soon("opening", fra.open(&peer(&iad), Protocol::Relay)).await.expect("opens");
     near.send.write_all(b"all there is").await.expect("writes");
@@ -117,7 +134,7 @@ async fn dropping_the_sending_half_ends_the_stream(lab: &dyn Lab) {
 }
 
 async fn megabytes_and_many_streams_at_once_arrive_whole(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     echo(iad.accept(Protocol::Chunks).expect("first"));
     let to = peer(&iad);
     let large: Vec<u8> = (0..3_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
@@ -143,7 +160,7 @@ async fn megabytes_and_many_streams_at_once_arrive_whole(lab: &dyn Lab) {
 }
 
 async fn protocols_do_not_mix_and_each_is_taken_once(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let mut raft = iad.accept(Protocol::Raft).expect("first");
     let mut chunks = iad.accept(Protocol::Chunks).expect("first");
     assert!(matches!(iad.accept(Protocol::Raft), Err(FabricError::State(_))));
@@ -160,14 +177,14 @@ async fn protocols_do_not_mix_and_each_is_taken_once(lab: &dyn Lab) {
 }
 
 async fn a_node_reaches_itself(lab: &dyn Lab) {
-    let fra = lab.join("fra-1", None);
+    let fra = lab.join("fra-1", None).await;
     echo(fra.accept(Protocol::NodeApi).expect("first"));
     let answer = exchange(&fra, &peer(&fra), Protocol::NodeApi, b"me").await;
     assert_eq!(answer.as_deref(), Ok(&b"me"[..]));
 }
 
 async fn another_node_than_expected_is_named(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let wrong = Peer { address: iad.local_address(), node: Some(node("sin-1")) };
     let error = soon("opening", fra.open(&wrong, Protocol::NodeApi)).await.err().expect("refused");
     let sentence = format!("at {} answers iad-1, not sin-1", iad.local_address());
@@ -177,7 +194,7 @@ async fn another_node_than_expected_is_named(lab: &dyn Lab) {
 }
 
 async fn an_address_where_nothing_listens_is_unreachable_in_bounded_time(lab: &dyn Lab) {
-    let (fra, gone) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, gone) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let to = peer(&gone);
     gone.close().await;
     drop(gone);
@@ -189,7 +206,7 @@ async fn an_address_where_nothing_listens_is_unreachable_in_bounded_time(lab: &d
 }
 
 async fn a_full_queue_refuses_the_stream(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let to = peer(&iad);
     let mut held = Vec::new();
     for _ in 0..STREAM_QUEUE_MAX {
@@ -211,7 +228,7 @@ async fn a_full_queue_refuses_the_stream(lab: &dyn Lab) {
 }
 
 async fn messages_arrive_small_and_large_with_their_sender(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let (mut to_fra, mut to_iad) = (fra.messages().expect("first"), iad.messages().expect("first"));
     for bytes in [1, 900, 1_300, 1_500, 20_000, MESSAGE_BYTES_MAX] {
         let body = Bytes::from(vec![u8::try_from(bytes % 251).expect("a byte"); bytes]);
@@ -244,7 +261,7 @@ async fn messages_arrive_small_and_large_with_their_sender(lab: &dyn Lab) {
 }
 
 async fn sending_messages_never_waits_and_never_fails_for_a_peer_that_is_not_there(lab: &dyn Lab) {
-    let fra = lab.join("fra-1", None);
+    let fra = lab.join("fra-1", None).await;
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
     let begun = Instant::now();
     for _ in 0..5_000 {
@@ -256,7 +273,7 @@ async fn sending_messages_never_waits_and_never_fails_for_a_peer_that_is_not_the
 }
 
 async fn calls_are_answered_by_name_and_bounded_in_time(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let shutdown = CancellationToken::new();
     let server = {
         let (iad, shutdown) = (Arc::clone(&iad), shutdown.clone());
@@ -288,7 +305,7 @@ async fn calls_are_answered_by_name_and_bounded_in_time(lab: &dyn Lab) {
 }
 
 async fn a_closed_peer_breaks_its_streams_and_is_found_again_at_the_same_address(lab: &dyn Lab) {
-    let (fra, iad) = (lab.join("fra-1", None), lab.join("iad-1", None));
+    let (fra, iad) = (lab.join("fra-1", None).await, lab.join("iad-1", None).await);
     let to = peer(&iad);
     let mut streams = iad.accept(Protocol::Raft).expect("first");
     let mut near = soon("opening", fra.open(&to, Protocol::Raft)).await.expect("opens");
@@ -299,7 +316,7 @@ async fn a_closed_peer_breaks_its_streams_and_is_found_again_at_the_same_address
     let mut rest = Vec::new();
     let broken = soon("the break", near.recv.read_to_end(&mut rest)).await;
     assert!(broken.is_err(), "{broken:?}");
-    let iad = lab.join("iad-1", Some(to.address));
+    let iad = lab.join("iad-1", Some(to.address)).await;
     assert_eq!(iad.local_address(), to.address);
     echo(iad.accept(Protocol::Raft).expect("first"));
     let mut answer = Err(String::new());

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric_quic::{Authority, Fabric, NodeIdentity, Peer, Protocol, QuicConfig, QuicFabric, call, serve};
+use fabric_quic::{Authority, Fabric, FabricError, NodeIdentity, Peer, Protocol, QuicConfig, QuicFabric, call, serve};
 use fabric_types::{NodeId, UnixMillis};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, sleep, timeout};
@@ -39,6 +39,20 @@ async fn be_the_peer(folder: &Path) {
     std::fs::rename(&temporary, folder.join(PORT_FILE)).expect("renames");
     let (raft, node_api) = tokio::join!(raft, node_api);
     raft.and(node_api).expect("serves");
+}
+
+/// Binds, once the port of a fabric that was closed a moment ago is free.
+async fn bind(listen: SocketAddr, identity: &NodeIdentity) -> Arc<QuicFabric> {
+    let binding = async {
+        loop {
+            match QuicFabric::bind(QuicConfig { listen, identity: identity.clone() }) {
+                Ok(fabric) => return fabric,
+                Err(FabricError::Bind { .. }) => sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, binding).await.expect("the port becomes free")
 }
 
 /// Kills the process when the test ends, however it ends.
@@ -125,4 +139,30 @@ async fn a_killed_peer_is_noticed_and_reached_again_once_it_is_back() {
     let broken = timeout(PATIENCE, held.recv.read_to_end(&mut rest)).await.expect("the old stream ends");
     assert!(broken.is_err(), "{broken:?}");
     println!("reached again {again:?} after the start of the process");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_asked_for_before_its_peer_listens_opens_soon_after_it_does() {
+    let mesh = Authority::generate().expect("an authority");
+    let forever = UnixMillis(4_000_000_000_000);
+    let (fra, iad) = (mesh.issue(&node("fra-1"), forever), mesh.issue(&node("iad-1"), forever));
+    let (fra, iad) = (fra.expect("an identity"), iad.expect("an identity"));
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let fabric = QuicFabric::bind(QuicConfig { listen: anywhere, identity: fra }).expect("binds");
+    let before = QuicFabric::bind(QuicConfig { listen: anywhere, identity: iad.clone() }).expect("binds");
+    let address = before.local_address();
+    before.close().await;
+    drop(before);
+    let peer = Peer { address, node: Some(node("iad-1")) };
+    let opening = {
+        let (fabric, peer) = (Arc::clone(&fabric), peer.clone());
+        tokio::spawn(async move { fabric.open(&peer, Protocol::NodeApi).await.map(|stream| stream.peer) })
+    };
+    // By now the first attempt repeats its packet only once in a second and more.
+    sleep(Duration::from_millis(1_300)).await;
+    let begun = Instant::now();
+    let _after = bind(address, &iad).await;
+    let opened = timeout(PATIENCE, opening).await.expect("in time").expect("no panic").expect("opens");
+    assert_eq!(opened, node("iad-1"));
+    println!("opened {:?} after the peer began to listen", begun.elapsed());
 }
