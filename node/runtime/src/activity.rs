@@ -51,12 +51,8 @@ impl Drop for InFlight<'_> {
 pub(crate) fn due(phase: &Phase, intervals: Intervals, last: UnixMillis, now: UnixMillis) -> Option<AutoVerb> {
     let idle_ms = now.since(last);
     match phase {
-        Phase::Running => {
-            intervals.auto_stop.filter(|limit| idle_ms >= limit.as_millis()).map(|_| AutoVerb::Stop)
-        }
-        Phase::Stopped => {
-            intervals.auto_delete.filter(|limit| idle_ms >= limit.as_millis()).map(|_| AutoVerb::Delete)
-        }
+        Phase::Running => intervals.auto_stop.filter(|limit| idle_ms >= limit.as_millis()).map(|_| AutoVerb::Stop),
+        Phase::Stopped => intervals.auto_delete.filter(|limit| idle_ms >= limit.as_millis()).map(|_| AutoVerb::Delete),
         // A paused one was paused on purpose; the others are on their way somewhere, or beyond help.
         Phase::Requested
         | Phase::Placed

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fabric_types::{Generation, Phase, SandboxId, UnixMillis};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::activity;
 use crate::reconcile::{HeldBack, Seen};
@@ -27,6 +27,8 @@ pub(crate) struct Board {
     inner: Mutex<Inner>,
     observed: watch::Sender<Arc<BTreeMap<SandboxId, Observed>>>,
     due: watch::Sender<Arc<Vec<AutoAction>>>,
+    /// Told when a request has moved a sandbox: the next reconcile step needn't wait.
+    pub(crate) moved: Notify,
     /// Counts sets of intents, so that each sandbox knows which came after what was asked of it directly.
     intents: AtomicU64,
 }
@@ -51,6 +53,7 @@ impl Board {
             inner: Mutex::default(),
             observed: watch::Sender::new(Arc::default()),
             due: watch::Sender::new(Arc::default()),
+            moved: Notify::new(),
             intents: AtomicU64::new(0),
         }
     }
@@ -99,8 +102,12 @@ impl Board {
 
     /// Shows what a driver sees of its sandbox.
     pub(crate) fn show(&self, observed: Observed) {
-        self.observed.send_modify(|all| {
-            Arc::make_mut(all).insert(observed.id.clone(), observed);
+        self.observed.send_if_modified(|all| {
+            let changed = all.get(&observed.id) != Some(&observed);
+            if changed {
+                Arc::make_mut(all).insert(observed.id.clone(), observed);
+            }
+            changed
         });
     }
 

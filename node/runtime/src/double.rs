@@ -212,8 +212,8 @@ async fn serve(machine: Arc<Machine>, channel: UnixStream) {
     while let Ok(stream) = listener.accept().await {
         let machine = machine.clone();
         let service = service_fn(move |request| answer(machine.clone(), request));
-        let connection =
-            hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+        let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service);
         tokio::select! {
             _ = connection => {}
             _ = state.wait_for(|state| *state == VmState::Ended) => return,

@@ -259,14 +259,8 @@ impl Link {
 }
 
 /// Headers that belong to one hop (RFC 9113, section 8.2.2) or name another server.
-const HOP_HEADERS: [HeaderName; 6] = [
-    header::CONNECTION,
-    header::HOST,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::TE,
-    header::AUTHORIZATION,
-];
+const HOP_HEADERS: [HeaderName; 6] =
+    [header::CONNECTION, header::HOST, header::TRANSFER_ENCODING, header::UPGRADE, header::TE, header::AUTHORIZATION];
 
 fn prepare<B>(request: Request<B>, generation: Generation) -> Request<GuestBody>
 where
@@ -328,6 +322,9 @@ mod tests {
     #[test]
     fn a_request_without_a_path_asks_for_the_root() {
         assert_eq!(guest_uri(&Uri::from_static("*")).to_string(), "http://guest/");
-        assert_eq!(guest_uri(&Uri::from_static("/v1/files?path=a%20b")).to_string(), "http://guest/v1/files?path=a%20b");
+        assert_eq!(
+            guest_uri(&Uri::from_static("/v1/files?path=a%20b")).to_string(),
+            "http://guest/v1/files?path=a%20b"
+        );
     }
 }

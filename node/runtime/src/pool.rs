@@ -15,7 +15,7 @@ use std::time::Duration;
 use fabric_types::Shape;
 use node_hypervisor::{MemorySource, Vm, VmFolder, VmState};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -157,6 +157,7 @@ pub(crate) struct Keeper {
     status: watch::Sender<Arc<Vec<PoolStatus>>>,
     deaths: (mpsc::UnboundedSender<Home>, mpsc::UnboundedReceiver<Home>),
     slots: VecDeque<Slot>,
+    burials: JoinSet<()>,
     template: Option<Template>,
     job: Option<Job>,
     cancel_job: CancellationToken,
@@ -174,6 +175,7 @@ impl Keeper {
             status: seat.status,
             deaths: mpsc::unbounded_channel(),
             slots: VecDeque::new(),
+            burials: JoinSet::new(),
             template: None,
             job: None,
             level,
@@ -201,8 +203,8 @@ impl Keeper {
                     Some(request) => self.handle(request).await,
                     None => return,
                 },
-                Some(home) = deaths.recv() => self.bury(&home).await,
-                done = finish(job) => self.finished(done).await,
+                Some(home) = deaths.recv() => self.bury(&home),
+                done = finish(job) => self.finished(done),
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.begin(),
             }
         }
@@ -230,6 +232,7 @@ impl Keeper {
                 }
                 let slots: Vec<_> = self.slots.drain(..).collect();
                 futures::future::join_all(slots.iter().map(|slot| destroy(&slot.warm))).await;
+                while self.burials.join_next().await.is_some() {}
                 self.level.target = 0;
                 self.count();
                 // Whoever asked may have passed its deadline.
@@ -249,7 +252,7 @@ impl Keeper {
         });
     }
 
-    async fn finished(&mut self, done: Done) {
+    fn finished(&mut self, done: Done) {
         self.job = None;
         let outcome = match done {
             Done::Template(made) => made.map(|template| self.template = Some(template)),
@@ -291,11 +294,13 @@ impl Keeper {
         self.count();
     }
 
-    async fn bury(&mut self, home: &Home) {
+    /// Removes what a dead clone left, beside the requests: that may take seconds.
+    fn bury(&mut self, home: &Home) {
+        while self.burials.try_join_next().is_some() {}
         if let Some(at) = self.slots.iter().position(|slot| slot.warm.home == *home)
             && let Some(slot) = self.slots.remove(at)
         {
-            destroy(&slot.warm).await;
+            self.burials.spawn(async move { destroy(&slot.warm).await });
         }
         self.count();
     }

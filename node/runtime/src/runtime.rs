@@ -348,6 +348,7 @@ async fn follow(context: Arc<Context>, mut newest: watch::Receiver<Intents>) {
                 Ok(()) => step(&context, &newest.borrow_and_update().clone()),
                 Err(_) => return,
             },
+            () = context.board.moved.notified() => step(&context, &newest.borrow().clone()),
             _ = again.tick() => step(&context, &newest.borrow().clone()),
             _ = tick.tick() => context.board.tick(clock::now()),
         }

@@ -118,9 +118,7 @@ impl Handle {
     /// Refuses a caller whose generation isn't the sandbox's.
     pub(crate) fn check(&self, asked: Generation) -> Result<(), RuntimeError> {
         match asked.cmp(&self.generation) {
-            std::cmp::Ordering::Less => {
-                Err(RuntimeError::Stale { id: self.id.clone(), have: self.generation, asked })
-            }
+            std::cmp::Ordering::Less => Err(RuntimeError::Stale { id: self.id.clone(), have: self.generation, asked }),
             std::cmp::Ordering::Equal => Ok(()),
             // Of that placement nothing is here.
             std::cmp::Ordering::Greater => Err(RuntimeError::Unknown(self.id.clone())),

@@ -279,8 +279,7 @@ async fn a_restart_adopts_what_lives_and_says_what_does_not() {
     let made = node.driver.created.load(Ordering::Relaxed);
 
     let runtime = node.start(2).await;
-    let phases: Vec<_> =
-        runtime.observed().borrow().values().map(|seen| seen.phase.as_str().to_owned()).collect();
+    let phases: Vec<_> = runtime.observed().borrow().values().map(|seen| seen.phase.as_str().to_owned()).collect();
     assert_eq!(phases, ["running", "paused", "stopped"]);
     full(&runtime, 2).await;
     assert_eq!(node.driver.created.load(Ordering::Relaxed), made, "the pool was adopted too");

@@ -36,11 +36,7 @@ pub(crate) async fn adopt(
     }
 }
 
-async fn adopt_living(
-    context: &Arc<Context>,
-    home: Home,
-    mut record: SandboxRecord,
-) -> Result<Handle, RuntimeError> {
+async fn adopt_living(context: &Arc<Context>, home: Home, mut record: SandboxRecord) -> Result<Handle, RuntimeError> {
     let id = record.spec.id.clone();
     let (vm, phase) = match take_over(context, &record).await {
         Ok((vm, VmState::Running)) => (vm, Phase::Running),

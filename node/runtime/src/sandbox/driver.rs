@@ -106,10 +106,18 @@ impl Driver {
                 () = ended.cancelled() => return,
                 how = machine_ended(live) => self.lost(how).await,
                 envelope = queue.recv() => match envelope {
-                    Some(envelope) => match self.take(envelope).await {
-                        Next::Go => {}
-                        Next::Gone => return self.refuse_rest(),
-                    },
+                    Some(envelope) => {
+                        let before = self.phase.clone();
+                        let next = self.take(envelope).await;
+                        // Not after a request that changed nothing: a step that fails would be repeated at once.
+                        if self.phase != before {
+                            self.context.board.moved.notify_one();
+                        }
+                        match next {
+                            Next::Go => {}
+                            Next::Gone => return self.refuse_rest(),
+                        }
+                    }
                     None => return,
                 },
             }

@@ -113,12 +113,8 @@ impl Driver {
         let (from, to) = (whole.disk.clone(), home.disk());
         blocking(move || std::fs::rename(&from, &to).at("move the disk to", &to)).await?;
         let put_together_us = micros(begun);
-        let snapshot = SnapshotFiles {
-            device_state: whole.device_state,
-            pages: whole.pages,
-            runs: whole.runs,
-            disk: home.disk(),
-        };
+        let snapshot =
+            SnapshotFiles { device_state: whole.device_state, pages: whole.pages, runs: whole.runs, disk: home.disk() };
         let memory = MemorySource::Restore { template: template.dir, snapshot };
         let vm = machine::make(context.driver.as_ref(), self.plan(&home, folder, memory)).await?;
         let made_us = micros(begun);
@@ -157,8 +153,7 @@ impl Driver {
 impl Meta {
     fn of(context: &Context) -> Result<serde_json::Value, RuntimeError> {
         let config = &context.config;
-        let meta =
-            Self { schema: SCHEMA, image: config.image_digest.clone(), agent_protocol: config.agent_protocol };
+        let meta = Self { schema: SCHEMA, image: config.image_digest.clone(), agent_protocol: config.agent_protocol };
         serde_json::to_value(meta).map_err(|error| failed("describe it", &error))
     }
 

@@ -286,9 +286,8 @@ impl Driver {
         self.publish();
         let Some(folder) = self.record.machine.take() else { return };
         machine::end(live.as_ref().map(|live| live.vm.as_ref()), &folder).await;
-        let removed = blocking(move || {
-            durable::remove_folder(&folder.run).and_then(|()| durable::remove_folder(&folder.dir))
-        });
+        let removed =
+            blocking(move || durable::remove_folder(&folder.run).and_then(|()| durable::remove_folder(&folder.dir)));
         if let Err(error) = removed.await {
             tracing::warn!(%error, "an ended machine's files couldn't be removed; they go with the sandbox");
         }

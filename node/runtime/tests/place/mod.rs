@@ -1,0 +1,225 @@
+//! A node of one test: real QEMU, real image, folders that go away, and a loud word when something is missing.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use fabric_types::{
+    Accelerator, Generation, Intervals, NetworkPolicy, OrganizationId, RegionCode, SandboxId, SandboxSpec, Shape,
+    Source, UnixMillis,
+};
+use guest_proto::surface::{CodeRunRequest, ExecReply, ExecRequest, PROTOCOL};
+use http_body_util::{BodyExt, Full};
+use node_hypervisor::{ImagePaths, KeeperProgram, QemuConfig, QemuDriver};
+use node_runtime::{RunRequest, Runtime, RuntimeConfig};
+use node_snapshot::SnapshotStore;
+use serde::Serialize;
+
+/// Longest wait for a pool: a template's boot and its rehearsal under TCG on a busy host.
+pub(crate) const POOL_LIMIT: Duration = Duration::from_secs(180);
+/// The generation of every sandbox of these tests.
+pub(crate) const ONE: Generation = Generation(1);
+
+/// Folders and configuration of one node. Dropping it removes the folders.
+pub(crate) struct Place {
+    root: tempfile::TempDir,
+    image: ImagePaths,
+    digest: String,
+    node: &'static str,
+}
+
+impl Place {
+    /// `None`, said loudly, where there is no image or no QEMU.
+    pub(crate) fn new(what: &str) -> Option<Self> {
+        let Some((image, digest)) = image() else {
+            skip(what, "no guest image: make image, or name one in ATOLL_IMAGE");
+            return None;
+        };
+        if std::process::Command::new(qemu()).arg("--version").output().is_err() {
+            skip(what, "no qemu-system-x86_64");
+            return None;
+        }
+        // What the runtime measures is printed when a test fails, or when it is asked for.
+        let filter = tracing_subscriber::EnvFilter::new("node_runtime=debug,node_hypervisor=debug,node_snapshot=info");
+        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer();
+        // Another test of this process may have set it.
+        let _ = logs.try_init();
+        let root = tempfile::Builder::new().prefix("atoll-rt-").tempdir().expect("a folder");
+        Some(Self { root, image, digest, node: "fra-1" })
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    pub(crate) fn config(&self, pool_target: u32) -> RuntimeConfig {
+        RuntimeConfig {
+            node: self.node.parse().expect("a node id"),
+            dir: self.path("node"),
+            run: self.path("run"),
+            // Kept between tests and runs: booting a template takes ten seconds of each.
+            templates: Path::new(env!("CARGO_TARGET_TMPDIR")).join("runtime-templates"),
+            image: self.image.clone(),
+            image_digest: self.digest.clone(),
+            agent_protocol: PROTOCOL,
+            template: "default".parse().expect("a name"),
+            pool_target,
+        }
+    }
+
+    pub(crate) async fn store(&self) -> Arc<SnapshotStore> {
+        Arc::new(SnapshotStore::open(self.path("store")).await.expect("a store"))
+    }
+
+    pub(crate) async fn start_with(&self, pool_target: u32, store: Arc<SnapshotStore>) -> Runtime {
+        let driver = QemuDriver::new(QemuConfig::new(keeper(), Accelerator::Tcg)).await.expect("a driver");
+        Runtime::start(self.config(pool_target), Arc::new(driver), store).await.expect("started")
+    }
+
+    /// A node whose pool is full.
+    pub(crate) async fn filled(&self, pool_target: u32) -> Runtime {
+        let runtime = self.start_with(pool_target, self.store().await).await;
+        full(&runtime, pool_target).await;
+        runtime
+    }
+
+    /// Files of sandboxes, clones and snapshots, and run folders, that are there.
+    pub(crate) fn left(&self) -> Vec<PathBuf> {
+        let node = self.path("node");
+        [node.join("sandboxes"), node.join("pool"), node.join("snapshots"), self.path("run")]
+            .iter()
+            .flat_map(|dir| fs::read_dir(dir).expect("listed").map(|entry| entry.expect("an entry").path()))
+            .collect()
+    }
+
+    /// Processes whose command line names this place.
+    pub(crate) fn processes(&self) -> Vec<String> {
+        let place = self.root.path().to_str().expect("a plain path").to_owned();
+        let entries = fs::read_dir("/proc").expect("listed").filter_map(Result::ok);
+        let lines = entries.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+        lines
+            .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+            .filter(|line| line.contains(&place))
+            .collect()
+    }
+}
+
+pub(crate) async fn full(runtime: &Runtime, target: u32) {
+    let mut pools = runtime.pools();
+    let filled = pools.wait_for(|pools| pools.iter().any(|pool| pool.warm >= target));
+    let pool = tokio::time::timeout(POOL_LIMIT, filled).await;
+    assert!(pool.is_ok(), "filled in time: {:?}", runtime.pools().borrow());
+}
+
+pub(crate) fn id(number: u8) -> SandboxId {
+    SandboxId::new(&"fra".parse::<RegionCode>().expect("a region"), [number; 16])
+}
+
+pub(crate) fn request(number: u8) -> RunRequest {
+    let spec = SandboxSpec {
+        id: id(number),
+        name: format!("Box.{number}"),
+        organization: OrganizationId("org".to_owned()),
+        source: Source::Template { template: "default".parse().expect("a name") },
+        shape: Shape::DEFAULT,
+        labels: BTreeMap::new(),
+        env: [("COLOUR".to_owned(), "blue".to_owned())].into(),
+        user: "root".to_owned(),
+        public: false,
+        network: NetworkPolicy::default(),
+        intervals: Intervals::default(),
+        created_at: UnixMillis(0),
+    };
+    RunRequest { spec, generation: ONE }
+}
+
+/// Runs a shell command in a sandbox and gives its trimmed output; it must succeed.
+pub(crate) async fn exec(runtime: &Runtime, number: u8, command: &str) -> String {
+    let request = ExecRequest { command: command.to_owned(), merge: true, ..ExecRequest::default() };
+    let reply = post(runtime, number, "/v1/exec", &request).await;
+    let output = text(&reply);
+    assert_eq!(reply.exit_code, 0, "{command}: {output}");
+    output
+}
+
+pub(crate) async fn code_run(runtime: &Runtime, number: u8, language: &str, code: &str) -> String {
+    let (language, code) = (language.to_owned(), code.to_owned());
+    let request = CodeRunRequest { code, language, merge: true, ..CodeRunRequest::default() };
+    let reply = post(runtime, number, "/v1/code-run", &request).await;
+    assert_eq!(reply.exit_code, 0, "{}", text(&reply));
+    text(&reply)
+}
+
+async fn post(runtime: &Runtime, number: u8, path: &str, body: &impl Serialize) -> ExecReply {
+    let client = runtime.guest(&id(number), ONE).await.expect("a client");
+    let body = Full::new(Bytes::from(serde_json::to_vec(body).expect("JSON")));
+    let request = http::Request::post(path).header("content-type", "application/json").body(body);
+    let answer = client.send(request.expect("a request")).await.expect("an answer");
+    let status = answer.status();
+    let body = answer.into_body().collect().await.expect("a body").to_bytes();
+    assert!(status.is_success(), "{path}: {status} {}", String::from_utf8_lossy(&body));
+    serde_json::from_slice(&body).expect("a reply")
+}
+
+fn text(reply: &ExecReply) -> String {
+    let bytes = STANDARD.decode(&reply.stdout).expect("base64");
+    String::from_utf8_lossy(&bytes).trim().to_owned()
+}
+
+/// Milliseconds since `start`, for the figures that a test prints.
+pub(crate) fn ms(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
+}
+
+/// Says that a test can't run here, and leaves the reason where the whole run's summary is made.
+fn skip(what: &str, why: &str) {
+    let line = format!("SKIPPED: {what}: {why}");
+    writeln!(std::io::stdout(), "{line}").expect("standard output takes a line");
+    if let Some(path) = std::env::var_os("ATOLL_SKIPS") {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let noted = file.and_then(|mut file| writeln!(file, "{line}"));
+        noted.expect("ATOLL_SKIPS names a file that can be written");
+    }
+}
+
+fn qemu() -> PathBuf {
+    std::env::var_os("ATOLL_QEMU").map_or_else(|| "qemu-system-x86_64".into(), PathBuf::from)
+}
+
+/// The guest image and a digest of it: `ATOLL_IMAGE`, else the newest complete one of this repository.
+fn image() -> Option<(ImagePaths, String)> {
+    let complete = |folder: PathBuf| {
+        let image = ImagePaths {
+            kernel: folder.join("kernel"),
+            initramfs: folder.join("initramfs"),
+            root: folder.join("root.erofs"),
+        };
+        let all = [&image.kernel, &image.initramfs, &image.root].iter().all(|path| path.is_file());
+        // The folder's name is a digest of the image's inputs; one that was named by hand may be built over.
+        let agent = blake3::hash(&fs::read(&image.initramfs).ok()?).to_hex();
+        all.then(|| (image, format!("{}-{agent}", folder.display())))
+    };
+    if let Some(folder) = std::env::var_os("ATOLL_IMAGE") {
+        return complete(folder.into());
+    }
+    let images = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.atoll/image");
+    let folders = fs::read_dir(images).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found: Vec<_> = folders.filter_map(complete).collect();
+    found.sort_by_key(|(image, _)| fs::metadata(&image.initramfs).and_then(|about| about.modified()).ok());
+    found.pop()
+}
+
+/// This crate's example that is a keeper and nothing else; cargo builds it along with the tests.
+fn keeper() -> KeeperProgram {
+    let test = std::env::current_exe().expect("this test's path");
+    let target = test.parent().and_then(Path::parent).expect("deps lies in the profile's folder");
+    let program = target.join("examples/runtime_keeper");
+    assert!(program.is_file(), "{} is missing: cargo build -p node-runtime --examples", program.display());
+    KeeperProgram { program, args: vec![] }
+}
