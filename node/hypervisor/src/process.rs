@@ -161,4 +161,11 @@ mod tests {
         let usage = Usage::of(ProcessRef::of(std::process::id()).expect("ours")).expect("read");
         assert!(usage.rss_kib > 100 && usage.private_kib > 0 && usage.rss_kib >= usage.private_kib, "{usage:?}");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_stat_or_none(text in ".{0,200}") {
+            let _ = Stat::parse(&text);
+        }
+    }
 }

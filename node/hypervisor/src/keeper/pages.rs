@@ -237,6 +237,7 @@ fn size(bytes: u64) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::{collection, prelude::*};
 
     #[test]
     fn only_private_mappings_of_the_very_file_count() {
@@ -302,5 +303,33 @@ b000-c000 rw-p 00000000 00:00 0 \n";
         let runs = vec![(0, PAGE), (u64::from(u32::MAX) * PAGE, 3 * PAGE)];
         write_runs(&path, &runs).expect("written");
         assert_eq!(read_runs(&path).expect("read"), runs);
+    }
+
+    proptest! {
+        #[test]
+        fn runs_name_exactly_the_private_pages(entries in collection::vec(0u64..8, 0..200), cut in 0usize..200) {
+            let entries: Vec<u64> = entries.iter().map(|bits| bits << 61).collect();
+            let cut = cut.min(entries.len());
+            let mut runs = Vec::new();
+            extend_runs(&mut runs, 0, entries[..cut].iter().copied());
+            extend_runs(&mut runs, cut as u64 * PAGE, entries[cut..].iter().copied());
+            prop_assert!(check_runs(&runs, entries.len() as u64 * PAGE).is_ok());
+            for (page, entry) in entries.iter().enumerate() {
+                let at = page as u64 * PAGE;
+                let named = runs.iter().any(|&(offset, length)| (offset..offset + length).contains(&at));
+                prop_assert_eq!(named, entry >> 62 != 0 && entry & BIT_FILE == 0);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_runs_or_refused(bytes in collection::vec(any::<u8>(), 0..400), memory in any::<u64>()) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("runs");
+            fs::write(&path, &bytes).expect("written");
+            let runs = read_runs(&path).expect("read");
+            if check_runs(&runs, memory).is_ok() {
+                prop_assert!(runs.iter().all(|&(offset, length)| offset + length <= memory));
+            }
+        }
     }
 }

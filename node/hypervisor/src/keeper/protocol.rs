@@ -112,6 +112,7 @@ pub(crate) fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::{collection, prelude::*};
     use std::io::Cursor;
 
     #[test]
@@ -144,5 +145,16 @@ mod tests {
         assert!(read_line(&mut Cursor::new(b"half")).is_err());
         let long = vec![b'x'; 40 << 10];
         assert!(read_line(&mut Cursor::new(long)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_refused(bytes in collection::vec(any::<u8>(), 0..2000)) {
+            if let Ok(Some(line)) = read_line(&mut Cursor::new(&bytes)) {
+                prop_assert!(line.len() < bytes.len() && !line.contains(&b'\n'));
+                let _ = serde_json::from_slice::<Request>(&line);
+                let _ = serde_json::from_slice::<Reply>(&line);
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
@@ -21,6 +24,8 @@ use crate::process::{ProcessRef, boot_id, pid_of};
 
 /// Connections at once: a node has two open and asks one thing more; the rest is slack for a second node taking over.
 const CONNECTIONS_MAX: usize = 16;
+/// Connections that wait for the end: one of each node, and a few whose end isn't seen yet.
+const WAITERS_MAX: usize = 16;
 /// Stack of a connection's thread, bytes: its deepest call is JSON of three paths.
 const STACK_BYTES: usize = 128 << 10;
 /// How long a connection may take to ask or to take its answer.
@@ -236,8 +241,20 @@ fn record(machine: &Machine, keeper: ProcessRef) -> Result<(), String> {
 
 /// Lets a connection be answered by the main thread when the monitor has ended.
 fn wait(machine: &Machine, stream: UnixStream) -> io::Result<()> {
-    machine.state().waiters.push(stream);
+    let mut state = machine.state();
+    // A node that waits anew each time has closed its earlier connections.
+    state.waiters.retain(is_open);
+    if state.waiters.len() >= WAITERS_MAX {
+        return Err(io::ErrorKind::QuotaExceeded.into());
+    }
+    state.waiters.push(stream);
     Ok(())
+}
+
+/// Whether the peer still listens: one that waits sends nothing more, so all there could be to read is the end.
+fn is_open(stream: &UnixStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(stream.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
 }
 
 fn end(machine: &Machine, stream: UnixStream, grace: Duration) -> io::Result<()> {

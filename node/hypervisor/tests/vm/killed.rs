@@ -176,6 +176,16 @@ async fn vm_keeper_that_is_asked_nonsense_goes_on() {
         // The keeper may close before it has read all.
         let _ = stream.write_all(nonsense);
     }
+    for _ in 0..200 {
+        // A node that asks for the end anew in each turn of a loop.
+        let waited = tokio::time::timeout(Duration::from_micros(300), vm.ended()).await;
+        assert!(waited.is_err(), "it has ended");
+    }
+    let keeper = vm.counters().await.expect("counters").keeper_pid;
+    until("the keeper's connections", GONE_LIMIT, || {
+        std::fs::read_dir(format!("/proc/{keeper}/fd")).expect("listed").count() < 32
+    })
+    .await;
     assert_eq!(vm.state().await.expect("a state"), VmState::Running);
     vm.set_deadline(None).await.expect("it still answers");
     vm.shutdown().await.expect("it ends");
