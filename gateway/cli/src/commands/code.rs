@@ -110,6 +110,9 @@ async fn execute(client: &Client, sandbox: &str, ask: &v1::CodeRun, output: &mut
     } else {
         output.bytes(result.stdout.as_bytes())?;
         output.error_bytes(result.stderr.as_bytes())?;
+        if result.timed_out {
+            output.remark("atoll: the program passed its timeout and was killed");
+        }
         if result.truncated {
             output.remark("atoll: part of the output was dropped");
         }
