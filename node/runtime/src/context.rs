@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use node_hypervisor::Hypervisor;
 use node_snapshot::SnapshotStore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
@@ -21,13 +22,23 @@ pub(crate) struct Context {
     pub(crate) templates: Templates,
     pub(crate) board: Board,
     pub(crate) pool: Pool,
+    /// Boots, restores and clones on demand take turns: a node that starts again may have a hundred to boot.
+    pub(crate) heavy: Semaphore,
     /// No new work is begun; what is under way is finished.
     pub(crate) draining: CancellationToken,
     /// Every task ends; machines live on for the next process of the node.
     pub(crate) ended: CancellationToken,
 }
 
+/// Machines that are made at once on a request's own time: two for each core of the smallest host.
+pub(crate) const HEAVY_MAX: usize = 4;
+
 impl Context {
+    /// Waits for a turn to make a machine.
+    pub(crate) async fn turn(&self) -> SemaphorePermit<'_> {
+        self.heavy.acquire().await.expect("the semaphore is never closed")
+    }
+
     /// Refuses work once the runtime drains.
     pub(crate) fn open(&self) -> Result<(), RuntimeError> {
         if self.draining.is_cancelled() || self.ended.is_cancelled() { Err(RuntimeError::Stopping) } else { Ok(()) }

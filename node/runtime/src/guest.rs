@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fabric_types::{Generation, SandboxId};
+use fabric_types::{Generation, SandboxId, UnixMillis};
 use guest_proto::session::{self, SessionError, SessionId};
 use guest_proto::surface::{AgentError, EXEC_SECONDS_MAX, GENERATION_HEADER};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -28,6 +28,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::activity::Activity;
 use crate::clock;
+use crate::traffic::{Noted, Traffic};
 
 /// A request's body on its way to a guest.
 pub type GuestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -123,6 +124,7 @@ impl GuestClient {
 pub(crate) struct Link {
     sender: http2::SendRequest<GuestBody>,
     closed: CancellationToken,
+    traffic: Traffic,
     _last: Arc<DropGuard>,
 }
 
@@ -162,6 +164,7 @@ impl Link {
     pub(crate) async fn open(vm: &dyn Vm, deadline: Duration) -> Result<Self, CallError> {
         let channel = vm.channel().await?;
         let stream = session::host::open(channel, rand::random::<SessionId>(), deadline).await?;
+        let (stream, traffic) = Noted::new(stream);
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -183,12 +186,17 @@ impl Link {
             ending.cancel();
         });
         let last = Arc::new(closed.clone().drop_guard());
-        Ok(Self { sender, closed, _last: last })
+        Ok(Self { sender, closed, traffic, _last: last })
     }
 
     /// Ends the session, and every request on it.
     pub(crate) fn close(&self) {
         self.closed.cancel();
+    }
+
+    /// When something last came from the guest.
+    pub(crate) fn last_traffic(&self) -> UnixMillis {
+        self.traffic.last()
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -43,6 +43,7 @@ mod scheduling;
 mod template;
 #[cfg(test)]
 mod testing;
+mod traffic;
 
 pub use contract::*;
 pub use guest::{GuestBody, GuestClient, GuestError};

@@ -8,12 +8,12 @@ use std::time::Duration;
 use fabric_types::{Generation, Phase, SandboxId, SnapshotId};
 use node_hypervisor::{Hypervisor, VmFolder};
 use node_snapshot::SnapshotStore;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::board::{Board, Entry};
-use crate::context::Context;
+use crate::context::{Context, HEAVY_MAX};
 use crate::durable::blocking;
 use crate::folder::{Folders, Found};
 use crate::pool::{self, Keeper, Pool, Warm};
@@ -86,6 +86,7 @@ impl Runtime {
             store: snapshots,
             board: Board::new(),
             pool,
+            heavy: Semaphore::new(HEAVY_MAX),
             draining: ended.child_token(),
             ended: ended.clone(),
         });
@@ -310,7 +311,7 @@ async fn take_over_one(context: &Arc<Context>, found: Found) -> Result<Taken, Ru
         Found::Sandbox(home, record) => {
             let machine = record.machine.clone();
             let (id, generation) = (record.spec.id.clone(), record.generation);
-            let Some(handle) = sandbox::adopt(context, home, *record).await? else { return Ok(Taken::Nothing) };
+            let Some(handle) = sandbox::adopt(context, home, *record).await else { return Ok(Taken::Nothing) };
             // Two homes can't be one sandbox's: a record is written into one that is new, or was a clone's.
             if let Entry::Known(_) = context.board.enter(&id, generation, || handle)? {
                 tracing::error!(sandbox_id = %id, "two folders claim to be this sandbox");

@@ -170,7 +170,11 @@ impl Handle {
         (state.spec.clone(), state.phase.clone())
     }
 
+    /// The last use: a request, a change, or something that came from the guest.
     pub(crate) fn last_activity(&self, now: UnixMillis) -> UnixMillis {
+        if let Some(link) = &self.state.borrow().link {
+            self.activity.touch(link.last_traffic());
+        }
         self.activity.last(now)
     }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fabric_types::Phase;
+use fabric_types::{FailReason, Phase};
 use node_hypervisor::{Vm, VmError, VmState};
 
 use super::Handle;
@@ -12,8 +12,21 @@ use crate::durable::{self, blocking};
 use crate::folder::{Home, Life, SandboxRecord};
 use crate::{RuntimeError, machine};
 
-/// Takes over the sandbox in `home`. `None` when it was half-made or half-deleted: then nothing is left of it.
-pub(crate) async fn adopt(
+/// Takes over the sandbox in `home`. `None` when it was half-made or half-deleted: then nothing is left of it. One whose
+/// folder can't be worked with has failed, and can be deleted.
+pub(crate) async fn adopt(context: &Arc<Context>, home: Home, record: SandboxRecord) -> Option<Handle> {
+    let (same_home, same_record) = (home.clone(), record.clone());
+    match try_adopt(context, home, record).await {
+        Ok(adopted) => adopted,
+        Err(error) => {
+            tracing::error!(sandbox_id = %same_record.spec.id, %error, "a sandbox's folder can't be taken over");
+            let reason = FailReason::Storage(error.to_string());
+            Some(launched(context, same_record, same_home, Phase::Failed { reason }))
+        }
+    }
+}
+
+async fn try_adopt(
     context: &Arc<Context>,
     home: Home,
     mut record: SandboxRecord,

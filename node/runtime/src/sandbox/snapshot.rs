@@ -99,6 +99,8 @@ impl Driver {
     pub(super) async fn begin_from_snapshot(&mut self, digest: Digest) -> Result<(), RuntimeError> {
         let begun = Instant::now();
         let context = self.context.clone();
+        let _turn = context.turn().await;
+        context.open()?;
         self.record.machine_id = identity::new_machine_id()?;
         let manifest = context.store.manifest(digest).await.map_err(|error| failed("read its manifest", &error))?;
         self.check_fit(digest, &manifest)?;

@@ -93,6 +93,8 @@ impl Driver {
     async fn clone_now(&mut self) -> Result<(), RuntimeError> {
         let begun = Instant::now();
         let (context, shape) = (self.context.clone(), self.record.spec.shape);
+        let _turn = context.turn().await;
+        context.open()?;
         let run = context.folders.run(identity::chance()?);
         let template = context.templates.ensure(shape, run, &context.draining).await?;
         let (home, folder) = self.settle(&template).await?;
@@ -180,6 +182,9 @@ impl Driver {
     async fn boot(&mut self) -> Result<(), RuntimeError> {
         let id = self.record.spec.id.clone();
         let Some(home) = self.home.clone() else { return Err(RuntimeError::Unknown(id)) };
+        let context = self.context.clone();
+        let _turn = context.turn().await;
+        context.open()?;
         let folder = home.machine(self.context.folders.run(identity::chance()?));
         self.record.machine = Some(folder.clone());
         self.write(Life::Stopped).await?;
