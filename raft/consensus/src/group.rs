@@ -112,7 +112,6 @@ pub struct Group<M: Machine> {
     pub(crate) lead: Lead<M>,
     pub(crate) state: watch::Receiver<Arc<M::State>>,
     pub(crate) applied_end: watch::Receiver<u64>,
-    pub(crate) leader: watch::Receiver<Option<NodeId>>,
     pub(crate) groups: Groups,
     /// Ends the task that watches openraft's metrics.
     pub(crate) stop: CancellationToken,
@@ -124,7 +123,6 @@ impl<M: Machine> Clone for Group<M> {
             lead: self.lead.clone(),
             state: self.state.clone(),
             applied_end: self.applied_end.clone(),
-            leader: self.leader.clone(),
             groups: self.groups.clone(),
             stop: self.stop.clone(),
         }
@@ -229,12 +227,12 @@ impl<M: Machine> Group<M> {
 
     /// Who leads, as this member knows it.
     pub fn leader(&self) -> watch::Receiver<Option<NodeId>> {
-        self.leader.clone()
+        self.lead.leader.clone()
     }
 
     /// Whether this member leads, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        self.leader.borrow().as_ref() == Some(self.node())
+        self.lead.leader.borrow().as_ref() == Some(self.node())
     }
 
     /// Adds a member that learns the log and doesn't vote. Does nothing for one that is there already.
@@ -255,6 +253,13 @@ impl<M: Machine> Group<M> {
     /// Removes a member that doesn't vote.
     pub async fn remove_learner(&self, node: NodeId, deadline: Duration) -> Result<(), GroupError> {
         self.change("remove a learner", LeadRequest::RemoveLearner { node }, deadline).await
+    }
+
+    /// Hands the lead to another voter, if this member has it: before a planned stop, so that nobody has to notice
+    /// a silence first. Returns when the other has been asked; [`Self::leader`] says when it leads.
+    pub async fn transfer_leader(&self, to: NodeId) -> Result<(), GroupError> {
+        let asked = self.lead.raft.trigger().transfer_leader(RaftNode(to)).await;
+        asked.map_err(|fatal| GroupError::Stopped { group: self.name().clone(), cause: fatal.to_string() })
     }
 
     /// How this member stands.

@@ -146,16 +146,16 @@ impl RaftHost {
             .await
             .map_err(|fatal| HostError::Start { group: name.clone(), cause: fatal.to_string() })?;
 
-        let lead = Lead { raft, peers: self.peers.clone(), group: name.clone(), node: self.node.clone() };
+        let (tell_leader, leader) = watch::channel(None);
+        let lead = Lead { raft, peers: self.peers.clone(), group: name.clone(), node: self.node.clone(), leader };
         if !self.groups.add(name.clone(), Arc::new(GroupMember(lead.clone()))) {
             drop(lead.raft.shutdown().await);
             return Err(HostError::Open(name));
         }
-        let (tell_leader, leader) = watch::channel(None);
         let stop = self.stop.child_token();
         self.tasks.spawn(watch_leader::<M>(name, lead.raft.metrics(), tell_leader, stop.clone()));
         let groups = self.groups.clone();
-        Ok(Group { lead, state, applied_end, leader, groups, stop })
+        Ok(Group { lead, state, applied_end, groups, stop })
     }
 
     /// Whether the store can be trusted. Poisoned, every group here has stopped voting.

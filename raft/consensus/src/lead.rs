@@ -19,6 +19,7 @@ use openraft::raft::ClientWriteResult;
 use openraft::{ChangeMembers, Raft, ReadPolicy};
 use raft_placement::{Machine, Versioned};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::GroupName;
@@ -88,6 +89,8 @@ pub(crate) enum LeadReply<M: Machine> {
         /// Who leads, where it is known.
         leader: Option<(NodeId, SocketAddr)>,
     },
+    /// It led, and lost the lead before the entry was committed: the next leader may have it or not.
+    Lost,
     /// A change of members that can't be made, or not yet.
     Refused {
         /// Why.
@@ -119,12 +122,20 @@ pub(crate) struct Lead<M: Machine> {
     pub(crate) peers: Peers,
     pub(crate) group: GroupName,
     pub(crate) node: NodeId,
+    /// Who leads, as this member knows it.
+    pub(crate) leader: watch::Receiver<Option<NodeId>>,
 }
 
 impl<M: Machine> Clone for Lead<M> {
     fn clone(&self) -> Self {
-        let Self { raft, peers, group, node } = self;
-        Self { raft: raft.clone(), peers: peers.clone(), group: group.clone(), node: node.clone() }
+        let Self { raft, peers, group, node, leader } = self;
+        Self {
+            raft: raft.clone(),
+            peers: peers.clone(),
+            group: group.clone(),
+            node: node.clone(),
+            leader: leader.clone(),
+        }
     }
 }
 
@@ -186,7 +197,14 @@ impl<M: Machine> Lead<M> {
         request: &LeadRequest<M>,
         deadline: Duration,
     ) -> Tried<M> {
-        match self.peers.call((&node, fabric), Call::Lead, &self.group, request, deadline).await {
+        let asking = self.peers.call((&node, fabric), Call::Lead, &self.group, request, deadline);
+        let answered = tokio::select! {
+            answered = asking => answered,
+            next = self.another_leader(&node) => {
+                return Tried::Lost(format!("{node} was asked, and meanwhile {next} was elected"));
+            }
+        };
+        match answered {
             Ok(LeadReply::Stopped { cause }) => Tried::Elsewhere(None, cause),
             Ok(reply) => self.tried(reply, &node),
             Err(error @ (CallError::Unsent(_) | CallError::Refused { .. })) => {
@@ -194,6 +212,20 @@ impl<M: Machine> Lead<M> {
             }
             Err(error @ (CallError::Broken(_) | CallError::Late { .. })) => Tried::Lost(error.to_string()),
         }
+    }
+
+    /// Waits until this member knows another leader than the given one: whoever was killed while it led won't answer.
+    async fn another_leader(&self, asked: &NodeId) -> NodeId {
+        let mut leader = self.leader.clone();
+        // Only what is heard from now on: what this member knew before may be older than the asked one's election.
+        leader.mark_unchanged();
+        while leader.changed().await.is_ok() {
+            if let Some(other) = leader.borrow_and_update().clone().filter(|leader| leader != asked) {
+                return other;
+            }
+        }
+        // The group is being closed: the call's own deadline counts.
+        std::future::pending().await
     }
 
     fn tried(&self, reply: LeadReply<M>, asked: &NodeId) -> Tried<M> {
@@ -204,6 +236,7 @@ impl<M: Machine> Lead<M> {
                 Tried::Elsewhere(Some(leader), cause)
             }
             LeadReply::NotLeader { .. } => Tried::Elsewhere(None, format!("{asked} knows no leader")),
+            LeadReply::Lost => Tried::Lost(format!("{asked} lost the lead before it was committed")),
             LeadReply::Refused { cause } => Tried::Failed(LeadError::Refused(cause)),
             LeadReply::Stopped { cause } => Tried::Failed(LeadError::Stopped(cause)),
         }
@@ -234,9 +267,8 @@ impl<M: Machine> Lead<M> {
         };
         match written {
             Ok(done) => LeadReply::Done { index: done.log_id.index(), answer: done.data },
-            Err(ClientWriteError::ForwardToLeader(forward) | ClientWriteError::LogEntryDiscarded(forward)) => {
-                not_leader(forward)
-            }
+            Err(ClientWriteError::ForwardToLeader(forward)) => not_leader(forward),
+            Err(ClientWriteError::LogEntryDiscarded(_)) => LeadReply::Lost,
             Err(error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
                 LeadReply::Refused { cause: error.to_string() }
             }

@@ -2,14 +2,15 @@
 
 mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fabric_types::{
     Generation, Intervals, NetworkPolicy, OrganizationId, SandboxId, SandboxSpec, Shape, Source, UnixMillis,
 };
-use raft_consensus::{GroupError, GroupOptions, ProposeError, Role, StoreKind};
+use raft_consensus::{GroupError, GroupName, GroupOptions, ProposeError, Role, StoreKind};
+use raft_placement::catalog::{self, Catalog};
 use raft_placement::region::{Command, Refusal};
 use tokio::time::sleep;
 
@@ -264,4 +265,40 @@ async fn without_a_leader_a_proposal_ends_at_its_deadline() {
     let refused = cluster.group(1).propose(command(1), Duration::from_millis(300)).await;
     assert!(matches!(refused, Err(ProposeError::NoLeader { .. })), "{refused:?}");
     assert!(begun.elapsed() >= Duration::from_millis(300) && begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lead_is_handed_over_without_a_gap() {
+    let cluster = Cluster::begin(3, OPTIONS).await;
+    let first = cluster.leader().await;
+    cluster.propose(first, 1).await.expect("written");
+    let next = (1..=3).find(|number| *number != first).expect("a follower");
+    cluster.group(first).transfer_leader(node(next)).await.expect("asked");
+    until("the other leads", || async { (cluster.leader().await == next).then_some(()) }).await;
+    cluster.propose(first, 2).await.expect("written at the new leader");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_of_different_machines_share_a_host() {
+    let cluster = Cluster::begin(3, OPTIONS).await;
+    let mut catalogs = Vec::new();
+    for running in cluster.running.values() {
+        catalogs.push(running.host.open_group::<Catalog>(GroupName::catalog(), OPTIONS).await.expect("a group"));
+    }
+    let voters = (1..=3).map(|number| (node(number), cluster.address(number))).collect::<BTreeMap<_, _>>();
+    catalogs[0].initialize(voters).await.expect("begun");
+    let entry = catalog::Region { name: "Frankfurt".into(), endpoint: "http://127.0.0.1:7080".into() };
+    let set = catalog::Command::UpsertRegion { code: node(1).region(), region: entry };
+    catalogs[2].propose(set, PATIENCE).await.expect("written");
+    cluster.propose(2, 1).await.expect("written");
+    assert_eq!(catalogs[2].state().borrow().regions().len(), 1);
+    assert_eq!(cluster.group(2).state().borrow().nodes().len(), 1);
+
+    let host = &cluster.running[&node(1)].host;
+    let twice = host.open_group::<Catalog>(GroupName::catalog(), OPTIONS).await;
+    assert_eq!(twice.err().map(|error| error.to_string()).as_deref(), Some("group catalog is open already"));
+    for catalog in catalogs {
+        catalog.shutdown().await;
+    }
+    cluster.propose(3, 2).await.expect("the other group goes on");
 }
