@@ -23,9 +23,9 @@ use crate::sparse::{self, Page, Source, Under};
 
 /// Frames between the two threads: each takes 1 MiB.
 const FRAMES_WAITING_MAX: usize = 2;
-/// Chunks that are made durable together: each holds a file open, and 64 of them are at most 64 MiB to write again if
+/// Chunks that are made durable together: each holds a file open, and 32 of them are at most 32 MiB to write again if
 /// the process ends.
-pub(crate) const COMMIT_CHUNKS_MAX: usize = 64;
+pub(crate) const COMMIT_CHUNKS_MAX: usize = 32;
 
 /// What is to be stored, of which kind.
 pub(crate) struct Job {

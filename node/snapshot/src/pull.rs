@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::ask::{self, Answers, Fault, HolderFault};
 use crate::error::StoreError;
@@ -165,7 +165,7 @@ impl Puller {
         }
         drop(pins);
         let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        info!(%manifest, chunks = fetched.chunks, bytes = fetched.bytes, took_ms, "snapshot pulled");
+        debug!(%manifest, chunks = fetched.chunks, bytes = fetched.bytes, took_ms, "snapshot pulled");
         Ok(PullStats {
             chunks_fetched: fetched.chunks,
             bytes_fetched: fetched.bytes,

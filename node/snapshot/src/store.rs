@@ -57,7 +57,7 @@ impl SnapshotStore {
     }
 
     /// Stores a stopped sandbox: private pages and disk as differences from its template, zero pages left out. The
-    /// template's manifest must be in this store. Returns when all is durable. The files can go then.
+    /// template's manifest must be in this store, if only in its grace. Returns when all is durable. The files can go then.
     ///
     /// If the future is dropped the work goes on to its end and is collected later.
     pub async fn ingest_sandbox(&self, input: SandboxInput) -> Result<Ingested, StoreError> {
@@ -117,10 +117,11 @@ impl SnapshotStore {
         self.blocking("list manifests", |inner| digests_in(&inner.folder.manifests())).await
     }
 
-    /// What of a manifest in this store is lacking: nothing, unless chunks were found damaged.
+    /// What of a manifest in this store is lacking: nothing, unless chunks were found damaged. It may be a removed one
+    /// in its grace: that is as good as any as the template of what is to be stored.
     pub async fn missing(&self, digest: Digest) -> Result<Missing, StoreError> {
         self.blocking("look for chunks", move |inner| {
-            let manifest = Manifest::parse(&inner.folder.read_manifest(&digest)?)?;
+            let manifest = Manifest::parse(&inner.folder.read_manifest_or_removed(&digest)?)?;
             let mut missing = Missing::default();
             for chunk in manifest.chunks() {
                 if !inner.folder.has_chunk(&chunk.digest)? {

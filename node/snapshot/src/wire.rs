@@ -159,10 +159,10 @@ mod tests {
         fn decoders_take_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = Request::decode(&bytes);
             let _ = Request::decode(&[&b"\0\0\0\x01"[..], &bytes].concat());
-            if let Some(reply) = Reply::decode(&Bytes::from(bytes)) {
-                if !matches!(reply, Reply::Refused(_)) {
-                    prop_assert_eq!(Reply::decode(&Bytes::from(reply.encode())), Some(reply));
-                }
+            if let Some(reply) = Reply::decode(&Bytes::from(bytes))
+                && !matches!(reply, Reply::Refused(_))
+            {
+                prop_assert_eq!(Reply::decode(&Bytes::from(reply.encode())), Some(reply));
             }
         }
     }

@@ -4,7 +4,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fabric_quic::{Fabric, MemoryNetwork, Peer, Protocol};

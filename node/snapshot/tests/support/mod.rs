@@ -1,5 +1,5 @@
 //! What the tests of the store and of pulls share: a made-up guest of a few MiB.
-#![allow(dead_code, reason = "each test crate uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test crate uses a part")]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
