@@ -1,0 +1,45 @@
+//! Bodies on their way through the edge.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use thiserror::Error;
+
+use crate::RelayBody;
+
+/// Why a body ended early, as a type of its own: a boxed error has no name that bounds inside a future could be
+/// checked against.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(crate) struct BodyError(Box<dyn std::error::Error + Send + Sync>);
+
+/// A body with a named error.
+pub(crate) struct Named(pub(crate) RelayBody);
+
+impl Body for Named {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.0).poll_frame(context).map_err(BodyError)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// A body that hyper received.
+pub(crate) fn received(body: hyper::body::Incoming) -> RelayBody {
+    body.map_err(|error| Box::new(error) as Box<dyn std::error::Error + Send + Sync>).boxed_unsync()
+}

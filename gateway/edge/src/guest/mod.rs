@@ -1,0 +1,18 @@
+//! The agent's surface as functions: a request built, sent to the sandbox's owner, its answer read with a limit.
+//!
+//! ```text
+//! call      one request, with one retry where the route was old and the body can be sent again
+//! answer    what the agent answers: a body, or an error put into the mesh's words
+//! surface   exec, code-run, files, logs
+//! upload    bytes on their way into a file, counted
+//! ```
+//! What a guest answers is hostile: every read is bounded, every text that is repeated is clipped.
+
+mod answer;
+mod call;
+mod surface;
+mod upload;
+
+pub(crate) use answer::lossy;
+pub(crate) use surface::Guest;
+pub(crate) use upload::Upload;

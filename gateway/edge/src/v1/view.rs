@@ -1,0 +1,71 @@
+//! The mesh's types as `/v1` shows them.
+
+use fabric_api::millis::Millis;
+use fabric_api::node::{KeyView, SandboxView, SnapshotView};
+use fabric_api::v1 as wire;
+
+use crate::edge::Edge;
+use crate::instant::rfc3339;
+use crate::sandboxes;
+
+/// A sandbox; `stale` where its region couldn't be asked.
+pub(super) fn sandbox(edge: &Edge, view: SandboxView, stale: bool) -> wire::Sandbox {
+    let region = view.spec.id.home();
+    let endpoint = edge.endpoint(&region);
+    let isolation = edge.mesh().view().node(&view.node).map(|node| node.report.isolation.clone());
+    let spec = view.spec;
+    wire::Sandbox {
+        id: spec.id.to_string(),
+        name: spec.name,
+        region: region.to_string(),
+        node: view.node.to_string(),
+        state: sandboxes::state(&view.phase).to_owned(),
+        generation: view.generation.0,
+        created_at: rfc3339(spec.created_at),
+        labels: spec.labels,
+        cpu: spec.shape.vcpus().0,
+        memory_mib: spec.shape.memory().0,
+        disk_gib: spec.shape.disk().0,
+        toolbox_proxy_url: format!("{endpoint}/toolbox"),
+        endpoint,
+        error_reason: sandboxes::error_reason(&view.phase),
+        network: "none".to_owned(),
+        isolation,
+        stale,
+    }
+}
+
+/// A snapshot.
+pub(super) fn snapshot(view: SnapshotView) -> wire::Snapshot {
+    wire::Snapshot {
+        id: view.id.to_string(),
+        name: view.name.to_string(),
+        sandbox: view.sandbox.to_string(),
+        region: view.region.to_string(),
+        digest: view.manifest.to_string(),
+        size_bytes: view.size_bytes,
+        stored_bytes: view.stored_bytes,
+        stop_ms: Millis { micros: view.stop_us },
+        durable: view.durable,
+        replicas: view
+            .replicas
+            .into_iter()
+            .map(|replica| wire::Replica {
+                region: replica.region.to_string(),
+                node: replica.node.to_string(),
+                state: replica.state,
+            })
+            .collect(),
+        created_at: rfc3339(view.created_at),
+    }
+}
+
+/// A key without itself.
+pub(super) fn key(view: KeyView) -> wire::Key {
+    wire::Key {
+        id: view.id.to_string(),
+        name: view.name.to_string(),
+        shown: view.shown,
+        created_at: rfc3339(view.created_at),
+    }
+}
