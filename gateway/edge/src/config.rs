@@ -41,8 +41,11 @@ pub struct EdgeLimits {
     pub header_bytes: usize,
     /// How long a body outside uploads may take to arrive.
     pub body_within: Duration,
-    /// How long a connection may take to send its first request, and each further request's headers.
+    /// How long a connection may take to send its first request's headers.
     pub headers_within: Duration,
+    /// How long it may then be idle, or take over a further request's headers: longer than clients keep connections
+    /// in their pools, so that it is they who close.
+    pub idle_for: Duration,
     /// How long requests that have begun may go on once the gateway stops.
     pub drain: Duration,
 }
@@ -59,6 +62,7 @@ impl Default for EdgeLimits {
             header_bytes: 32 << 10,
             body_within: Duration::from_secs(30),
             headers_within: Duration::from_secs(15),
+            idle_for: Duration::from_secs(120),
             drain: Duration::from_secs(10),
         }
     }

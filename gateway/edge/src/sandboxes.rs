@@ -5,6 +5,7 @@ use std::time::Duration;
 use fabric_api::node::{NewSandbox, NodeRequest, SandboxView};
 use fabric_api::{ApiError, ErrorCode};
 use fabric_types::{Desired, FailReason, Intervals, Labels, Phase, RegionCode};
+use tracing::info;
 
 use crate::edge::Edge;
 use crate::intake::clip;
@@ -56,7 +57,10 @@ pub(crate) async fn create(
     for region in targets {
         let request = NodeRequest::Create { new: Box::new(new.clone()) };
         match mesh.ask_sandbox(&region, request, &caller.scope(deadline)).await {
-            Ok(view) => return Ok(view),
+            Ok(view) => {
+                lifecycle("created", caller, &view);
+                return Ok(view);
+            }
             Err(error) if error.code == ErrorCode::NoCapacity => first = first.or(Some(error)),
             Err(error) => return Err(first.unwrap_or(error).into()),
         }
@@ -78,14 +82,30 @@ pub(crate) async fn set_desired(
     force: bool,
 ) -> Answer<SandboxView> {
     let scope = caller.scope(CHANGE);
-    Ok(edge.mesh().ask_home(key, &scope, |key| NodeRequest::SetDesired { key, desired, force }).await?)
+    let view = edge.mesh().ask_home(key, &scope, |key| NodeRequest::SetDesired { key, desired, force }).await?;
+    lifecycle(desired_state(&view), caller, &view);
+    Ok(view)
 }
 
 /// Deletes a sandbox and waits until nothing is left of it. The answer shows it as destroyed.
 pub(crate) async fn delete(edge: &Edge, caller: &Caller, key: &str) -> Answer<SandboxView> {
     let mut view = edge.mesh().ask_home(key, &caller.scope(CHANGE), |key| NodeRequest::Delete { key }).await?;
     view.phase = Phase::Gone;
+    lifecycle("deleted", caller, &view);
     Ok(view)
+}
+
+/// One line for each change of a sandbox's life that a client asked for.
+fn lifecycle(change: &str, caller: &Caller, view: &SandboxView) {
+    info!(
+        request_id = caller.request_id,
+        sandbox_id = %view.spec.id,
+        node_id = %view.node,
+        region = %view.spec.id.home(),
+        generation = view.generation.0,
+        change,
+        "a client changed a sandbox"
+    );
 }
 
 /// Replaces a sandbox's labels.

@@ -8,6 +8,7 @@ use fabric_api::daytona as wire;
 
 use crate::edge::Edge;
 use crate::instant::rfc3339;
+use crate::mesh::describe;
 use crate::request::Caller;
 
 /// The name of the template that a create without `snapshot` starts from.
@@ -49,7 +50,7 @@ pub(super) async fn regions(State(edge): State<Edge>, _: Caller) -> Json<Vec<wir
         let since = rfc3339(nodes.map(|node| node.report.started_at).min().unwrap_or_default());
         wire::Region {
             id: region.to_string(),
-            name: region.to_string(),
+            name: describe(region.clone()).name,
             region_type: "shared",
             created_at: since.clone(),
             updated_at: since,

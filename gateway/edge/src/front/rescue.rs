@@ -12,7 +12,7 @@ use fabric_api::{ApiError, ErrorCode};
 use futures::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use rand::RngCore;
-use tracing::{debug, error};
+use tracing::{Instrument, debug, debug_span, error};
 
 use crate::instant;
 use crate::refusal::Refusal;
@@ -35,7 +35,8 @@ pub(crate) async fn rescue(mut request: Request, next: Next) -> Response {
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     let path: String = request.uri().path().chars().take(SHOWN_CHARS_MAX).collect();
-    let mut response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+    let span = debug_span!("request", request_id = %id, %method, path);
+    let mut response = match AssertUnwindSafe(next.run(request).instrument(span)).catch_unwind().await {
         Ok(response) => response,
         Err(_) => {
             error!(request_id = %id, %method, path, "a handler panicked: this is a fault in the gateway");

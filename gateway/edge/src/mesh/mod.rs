@@ -19,6 +19,7 @@ use std::time::Duration;
 use fabric_gossip::{ClusterView, NodeView};
 use fabric_quic::{Fabric, Peer};
 use fabric_types::{NodeId, OrganizationId, RegionCode};
+use regions::RegionDescriptor;
 use tokio::sync::watch;
 
 pub(crate) use call::odd_reply;
@@ -86,12 +87,13 @@ impl Mesh {
         view.regions().into_iter().cloned().chain([self.region.clone()]).collect()
     }
 
-    /// The regions by measured round trip from here, this one first, those never measured last.
+    /// The regions from the nearest to the farthest, this one first: by measured round trip, else by where they lie.
     pub(crate) fn nearest(&self) -> Vec<RegionCode> {
         let view = self.view();
-        let mut regions: Vec<_> = self.regions().into_iter().collect();
-        regions.sort_by_key(|region| (*region != self.region, view.region_rtt_ms(region).unwrap_or(u32::MAX)));
-        regions
+        let known: Vec<_> = self.regions().into_iter().map(describe).collect();
+        let rtt = |region: &RegionCode| view.region_rtt_ms(region).map(|ms| Duration::from_millis(ms.into()));
+        let ranked = regions::rank(&describe(self.region.clone()), &known, rtt);
+        ranked.into_iter().map(|region| region.code.clone()).collect()
     }
 
     /// The base URL of a region's gateway: its first live node's, else its first known one's.
@@ -118,6 +120,11 @@ impl Mesh {
         let known: &NodeView = view.node(node)?;
         Some(Peer { address: known.report.fabric_address, node: Some(node.clone()) })
     }
+}
+
+/// A region as it is known beforehand, or by its code alone.
+pub(crate) fn describe(region: RegionCode) -> RegionDescriptor {
+    regions::builtin(&region).cloned().unwrap_or_else(|| RegionDescriptor::unknown(region))
 }
 
 /// A node's number in its region: `fra-2` comes before `fra-10`.

@@ -9,7 +9,7 @@ use fabric_api::v1 as wire;
 use fabric_gossip::NodeView;
 
 use crate::edge::Edge;
-use crate::mesh::REGION_DEADLINE;
+use crate::mesh::{REGION_DEADLINE, describe};
 use crate::request::Caller;
 
 /// `GET /v1/regions`
@@ -53,7 +53,7 @@ fn all_regions(edge: &Edge) -> Vec<wire::Region> {
     let view = edge.mesh().view();
     let regions = edge.mesh().regions().into_iter().map(|region| wire::Region {
         code: region.to_string(),
-        name: region.to_string(),
+        name: describe(region.clone()).name,
         endpoint: edge.endpoint(&region),
         live_nodes: u32::try_from(view.live_in(&region).count()).unwrap_or(u32::MAX),
         rtt_ms: view.region_rtt_ms(&region).map(f64::from),
