@@ -6,6 +6,7 @@
 //! output     standard output and standard error: a table, a line, or one JSON object
 //! progress   a spinner on a terminal while something is waited for
 //! signals    Ctrl-C and SIGTERM as values
+//! stdin      standard input, whole or in pieces
 //! commands   what each command does, by the SDK alone
 //! ```
 //!
@@ -18,6 +19,7 @@ mod exit;
 mod output;
 mod progress;
 mod signals;
+mod stdin;
 
 pub use args::{ClientCommand, GlobalArgs};
 pub use commands::{run, run_with};

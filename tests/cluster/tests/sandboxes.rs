@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use futures::StreamExt as _;
 use gateway_sdk::{ExecEvent, v1};
 use tests_cluster::{Counter, Sandbox};
-use tests_harness::{Mesh, MeshOptions, step};
+use tests_harness::{Mesh, MeshOptions, Process, Signal, eventually, step};
 
 #[test]
 fn mesh_sandboxes_are_apart_and_move_with_their_memory() -> anyhow::Result<()> {
@@ -30,6 +30,8 @@ fn mesh_sandboxes_are_apart_and_move_with_their_memory() -> anyhow::Result<()> {
     step("a counter goes on in another region", || a_counter_moves(&mesh, &one))?;
     step("a snapshot in the middle of a message does no harm", || half_a_message(&mesh, &one))?;
     step("keys are made and revoked", || keys_come_and_go(&mesh))?;
+    step("an interrupted run leaves nothing", || an_interrupted_run_leaves_nothing(&mesh))?;
+    step("a reader that goes away ends a command", || a_reader_goes_away(&mesh, &one))?;
     mesh.stop()
 }
 
@@ -235,14 +237,48 @@ fn keys_come_and_go(mesh: &Mesh) -> anyhow::Result<()> {
     let endpoint = mesh.endpoint("sin")?;
     let with_new = gateway_sdk::Client::new(&endpoint, text)?;
     // The catalog's copy in another region is a moment behind.
-    tests_harness::eventually("the new key is known in sin", Duration::from_secs(10), || {
+    eventually("the new key is known in sin", Duration::from_secs(10), || {
         Ok(mesh.wait(with_new.regions()).map(drop)?)
     })?;
     let listed = mesh.atoll(&["key", "ls"])?.ok()?;
     ensure!(listed.contains("guest") && !listed.contains(text), "a list never shows a key:\n{listed}");
     mesh.atoll(&["key", "rm", "guest"])?.ok()?;
-    tests_harness::eventually("the key is refused in sin", Duration::from_secs(10), || {
+    eventually("the key is refused in sin", Duration::from_secs(10), || {
         ensure!(mesh.wait(with_new.regions()).is_err(), "a revoked key still opens");
         Ok(())
+    })
+}
+
+fn an_interrupted_run_leaves_nothing(mesh: &Mesh) -> anyhow::Result<()> {
+    let ids = || -> anyhow::Result<BTreeSet<String>> {
+        Ok(mesh.atoll(&["ls", "-q"])?.ok()?.lines().map(str::to_owned).collect())
+    };
+    let before = ids()?;
+    let mut child = mesh.command().args(["run", "--region", "iad", "-c", "import time; time.sleep(600)"]).spawn()?;
+    let process = Process::of(child.id() as i32).context("it lives")?;
+    let made = eventually("its sandbox is there", Duration::from_secs(30), || {
+        let now = ids()?;
+        now.difference(&before).next().cloned().context("nothing new yet")
+    })?;
+    // It runs in there, or is about to; both must be undone.
+    process.signal(Signal::SIGINT);
+    let begun = Instant::now();
+    let status = child.wait()?;
+    ensure!(status.code() == Some(130), "it ended with {status}");
+    ensure!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
+    ensure!(!ids()?.contains(&made), "{made} is left behind");
+    Ok(())
+}
+
+fn a_reader_goes_away(mesh: &Mesh, one: &Sandbox) -> anyhow::Result<()> {
+    let mut child = mesh.command().args(["exec", &one.id, "--", "yes"]).stdout(std::process::Stdio::piped()).spawn()?;
+    drop(child.stdout.take());
+    let process = Process::of(child.id() as i32).context("it lives")?;
+    ensure!(process.ends_within(Duration::from_secs(20)), "it writes on with no reader");
+    let status = child.wait()?;
+    ensure!(status.code() == Some(141), "it ended with {status}");
+    // Nobody listens any more: the command in the guest is ended too.
+    eventually("the command has ended", Duration::from_secs(30), || {
+        one.shell(mesh, "pgrep -x yes")?.ends_with(1).map(drop)
     })
 }

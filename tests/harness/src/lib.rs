@@ -24,6 +24,7 @@ pub use binary::{atoll_binary, repository, runs};
 pub use command::Ran;
 pub use footprint::Footprint;
 pub use mesh::{Mesh, MeshOptions};
+pub use nix::sys::signal::Signal;
 pub use ports::free_port_base;
 pub use process::{Process, marked};
 pub use step::{eventually, skip, step, temporary_folder};

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use gateway_sdk::{Client, v1};
 
-use super::exec::read_stdin;
 use super::map;
 use super::sandboxes::{new_sandbox, waiting_for};
 use crate::args::{Language, RunArgs};
@@ -14,6 +13,7 @@ use crate::exit::{Failure, guest_exit};
 use crate::output::Output;
 use crate::progress::Waiting;
 use crate::signals::Signals;
+use crate::stdin;
 
 /// Largest program: with JSON's escapes it must fit the gateway's 1 MiB body. A larger one is copied and executed.
 const CODE_BYTES_MAX: usize = 900 << 10;
@@ -124,7 +124,7 @@ async fn program(args: &RunArgs) -> Result<String, Failure> {
     let (name, bytes) = match (&args.code, &args.file) {
         (Some(code), _) => return Ok(code.clone()),
         (None, Some(path)) if path.as_os_str() == "-" => {
-            ("standard input".to_owned(), read_stdin(CODE_BYTES_MAX).await?)
+            ("standard input".to_owned(), stdin::whole(CODE_BYTES_MAX).await?)
         }
         (None, Some(path)) => (path.display().to_string(), read_file(path).await?),
         (None, None) => return Err(Failure::Usage("a FILE, - or -c CODE is needed".to_owned())),

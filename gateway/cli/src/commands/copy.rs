@@ -1,18 +1,20 @@
 //! `cp`: one file, streamed, into a sandbox or out of it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use gateway_sdk::{ByteStream, Client};
 use serde::Serialize;
-use tokio::io::{AsyncRead, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio_util::io::ReaderStream;
 
 use crate::args::{CopyArgs, CopyEnd};
 use crate::exit::{EXIT_OK, Failure};
 use crate::output::Output;
 use crate::progress::byte_bar;
+use crate::stdin;
 
 /// Bytes read from a local file at once: a few reads fill the connection's window.
 const READ_BYTES: usize = 256 << 10;
@@ -64,11 +66,12 @@ async fn upload(
                 )));
             }
             let path = named_in_folder(path, local.file_name().and_then(|name| name.to_str()));
-            let sent = send(client, &sandbox, &path, file, Some(about.len()), output).await?;
+            let bytes = ReaderStream::with_capacity(file, READ_BYTES);
+            let sent = send(client, &sandbox, &path, bytes, Some(about.len()), output).await?;
             (path, sent)
         }
         _ => {
-            let sent = send(client, &sandbox, &path, tokio::io::stdin(), None, output).await?;
+            let sent = send(client, &sandbox, &path, stdin::pieces(), None, output).await?;
             (path, sent)
         }
     };
@@ -79,12 +82,12 @@ async fn send(
     client: &Client,
     sandbox: &str,
     path: &str,
-    reader: impl AsyncRead + Send + 'static,
+    bytes: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
     total: Option<u64>,
     output: &Output,
 ) -> Result<u64, Failure> {
     let bar = byte_bar(output.is_interactive(), total);
-    let counted = counted(ReaderStream::with_capacity(reader, READ_BYTES), bar.clone());
+    let counted = counted(bytes, bar.clone());
     let done = client.upload(sandbox, path, counted).await;
     let sent = bar.position();
     bar.finish_and_clear();
@@ -92,10 +95,10 @@ async fn send(
     Ok(sent)
 }
 
-fn counted<E>(
-    stream: impl Stream<Item = Result<Bytes, E>>,
+fn counted(
+    stream: impl Stream<Item = io::Result<Bytes>>,
     bar: indicatif::ProgressBar,
-) -> impl Stream<Item = Result<Bytes, E>> {
+) -> impl Stream<Item = io::Result<Bytes>> {
     stream.inspect(move |chunk| {
         if let Ok(chunk) = chunk {
             bar.inc(chunk.len() as u64);

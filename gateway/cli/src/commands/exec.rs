@@ -1,7 +1,5 @@
 //! `exec`: a command's output as it comes, and its exit code as this process's.
 
-use std::io::Read as _;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt as _;
@@ -11,12 +9,13 @@ use super::map;
 use crate::args::ExecArgs;
 use crate::exit::{EXIT_FAILED, Failure, guest_exit};
 use crate::output::Output;
+use crate::stdin;
 
 /// Most standard input that a command is given: in base64 it must fit the gateway's 1 MiB body. More goes by `cp`.
 const STDIN_BYTES_MAX: usize = 700 << 10;
 
 pub(super) async fn exec(args: ExecArgs, client: &Client, output: &mut Output) -> Result<u8, Failure> {
-    let stdin = if args.stdin { Some(STANDARD.encode(read_stdin(STDIN_BYTES_MAX).await?)) } else { None };
+    let stdin = if args.stdin { Some(STANDARD.encode(stdin::whole(STDIN_BYTES_MAX).await?)) } else { None };
     let command = v1::Exec {
         command: args.command,
         argv: args.argv,
@@ -51,23 +50,4 @@ pub(super) async fn exec(args: ExecArgs, client: &Client, output: &mut Output) -
 
 fn after(timeout_seconds: Option<u32>) -> String {
     timeout_seconds.map(|seconds| format!(" of {seconds} s and was killed")).unwrap_or_default()
-}
-
-/// Standard input to its end, on a thread of its own so that a signal is still heard.
-pub(super) async fn read_stdin(limit_bytes: usize) -> Result<Vec<u8>, Failure> {
-    let failed = |source| Failure::Local { path: "standard input".into(), verb: "read", source };
-    let (done, read) = tokio::sync::oneshot::channel();
-    // A plain thread: the runtime would wait at its end for a blocking task that still reads a terminal.
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let result = std::io::stdin().lock().take(limit_bytes as u64 + 1).read_to_end(&mut bytes).map(|_| bytes);
-        let _ = done.send(result);
-    });
-    let bytes = read.await.unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into())).map_err(failed)?;
-    if bytes.len() > limit_bytes {
-        return Err(Failure::Usage(format!(
-            "standard input is longer than {limit_bytes} bytes: copy it first, as in `atoll cp - SANDBOX:/root/input`"
-        )));
-    }
-    Ok(bytes)
 }
