@@ -32,15 +32,13 @@ const DISK_POLL: Duration = Duration::from_millis(1);
 pub(crate) struct Root {
     /// The disk's own root, which no path leads to any more: for the last remount.
     pub(crate) disk: Option<File>,
-    /// Whether there is a system to run commands in.
-    pub(crate) complete: bool,
 }
 
 /// Mounts the root and moves into it.
 pub(super) fn switch() -> Result<Root, BootError> {
     if !appears(Path::new(ROOT_DEVICE), DISK_WAIT) {
         say("no root disk: staying in the initramfs");
-        return Ok(Root { disk: None, complete: false });
+        return Ok(Root { disk: None });
     }
     for folder in [LOWER, DISK, NEW_ROOT] {
         let path = Path::new(folder);
@@ -63,7 +61,7 @@ pub(super) fn switch() -> Result<Root, BootError> {
     mount_at("overlay", "overlay", Path::new(NEW_ROOT), MsFlags::MS_NOATIME, &options)?;
     let disk = on_disk.then(|| File::open(disk).map_err(BootError::file("open", disk))).transpose()?;
     enter(Path::new(NEW_ROOT))?;
-    Ok(Root { disk, complete: true })
+    Ok(Root { disk })
 }
 
 /// As switch_root(8): takes the kernel's file systems along, frees the initramfs and makes the overlay the root.

@@ -1,0 +1,102 @@
+//! A command's pipes: read while it runs, emptied when it ends, drained when children hold them.
+
+use std::future::poll_fn;
+use std::io::{self, PipeReader};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use guest_proto::surface::OUTPUT_BYTES_MAX;
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::net::unix::pipe::Receiver;
+
+/// Bytes of one read: a quarter of a pipe's usual buffer (pipe(7)); most commands write less.
+const READ_BYTES: usize = 16 << 10;
+/// Most bytes taken from a pipe after its command has ended. What it wrote is in the pipe by then, and a pipe holds at
+/// most this (the default of /proc/sys/fs/pipe-max-size): more is a child's.
+const REST_BYTES_MAX: usize = 1 << 20;
+
+/// The reading end of one pipe.
+#[derive(Debug)]
+pub(super) struct Output {
+    pipe: Option<Receiver>,
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Output {
+    pub(super) fn new(pipe: PipeReader) -> io::Result<Self> {
+        let pipe = Receiver::from_owned_fd(OwnedFd::from(pipe))?;
+        Ok(Self { pipe: Some(pipe), buffer: vec![0; READ_BYTES], filled: 0 })
+    }
+
+    /// No pipe: the other output carries both.
+    pub(super) fn none() -> Self {
+        Self { pipe: None, buffer: Vec::new(), filled: 0 }
+    }
+
+    /// The next bytes; never ready once the pipe has ended. Cancel safe.
+    pub(super) async fn read(&mut self) -> &[u8] {
+        poll_fn(|cx| self.poll(cx)).await;
+        &self.buffer[..self.filled]
+    }
+
+    /// What is in the pipe at this moment, if anything.
+    pub(super) fn read_now(&mut self) -> Option<&[u8]> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        self.poll(&mut cx).is_ready().then(|| &self.buffer[..self.filled])
+    }
+
+    /// Fills the buffer.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Pending };
+        let mut buf = ReadBuf::new(&mut self.buffer);
+        match Pin::new(pipe).poll_read(cx, &mut buf) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                self.filled = buf.filled().len();
+                Poll::Ready(())
+            }
+            // An end or an error: nothing more will come.
+            Poll::Ready(_) => {
+                self.pipe = None;
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Calls `take` with all that the command left in the pipe.
+    pub(super) fn empty(&mut self, mut take: impl FnMut(&[u8])) {
+        let mut rest = 0;
+        while rest < REST_BYTES_MAX
+            && let Some(bytes) = self.read_now()
+        {
+            rest += bytes.len();
+            take(bytes);
+        }
+    }
+
+    /// If a child still holds the pipe: reads and drops what it writes, until it ends, so that no write of it fails.
+    pub(super) fn drain(self) {
+        let Some(mut pipe) = self.pipe else { return };
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4 << 10];
+            while pipe.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+        });
+    }
+}
+
+/// Output collected up to the limit.
+#[derive(Debug, Default)]
+pub(super) struct Collected {
+    pub(super) bytes: Vec<u8>,
+    pub(super) truncated: bool,
+}
+
+impl Collected {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        let kept = bytes.len().min(OUTPUT_BYTES_MAX - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        self.truncated |= kept < bytes.len();
+    }
+}
