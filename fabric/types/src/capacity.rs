@@ -56,12 +56,15 @@ pub struct Overcommit {
     pub vcpus: u32,
     /// Factor on memory.
     pub memory: u32,
+    /// Factor on disk.
+    pub disk: u32,
 }
 
 impl Default for Overcommit {
-    /// 16 and 4: idle clones share their template's pages and use no processor.
+    /// 16, 4 and 4: idle clones share their template's pages and use no processor, and their disks are sparse (4 MiB of
+    /// 3 GiB when fresh).
     fn default() -> Self {
-        Self { vcpus: 16, memory: 4 }
+        Self { vcpus: 16, memory: 4, disk: 4 }
     }
 }
 
@@ -81,7 +84,7 @@ impl NodeLimits {
         Capacity {
             vcpus: self.physical.vcpus.saturating_mul(self.overcommit.vcpus.into()),
             memory_mib: self.physical.memory_mib.saturating_mul(self.overcommit.memory.into()),
-            disk_gib: self.physical.disk_gib,
+            disk_gib: self.physical.disk_gib.saturating_mul(self.overcommit.disk.into()),
         }
     }
 }
@@ -91,12 +94,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disk_is_not_overcommitted() {
+    fn each_resource_has_its_own_factor() {
         let limits = NodeLimits {
             physical: Capacity { vcpus: 2, memory_mib: 1000, disk_gib: 10 },
             overcommit: Overcommit::default(),
         };
-        assert_eq!(limits.reservable(), Capacity { vcpus: 32, memory_mib: 4000, disk_gib: 10 });
+        assert_eq!(limits.reservable(), Capacity { vcpus: 32, memory_mib: 4000, disk_gib: 40 });
     }
 
     #[test]

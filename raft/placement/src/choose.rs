@@ -187,7 +187,7 @@ mod tests {
                 memory_mib: one.memory_mib * sandboxes,
                 disk_gib: one.disk_gib * sandboxes,
             },
-            overcommit: Overcommit { vcpus: 1, memory: 1 },
+            overcommit: Overcommit { vcpus: 1, memory: 1, disk: 1 },
         }
     }
 

@@ -37,7 +37,7 @@ fn spec(number: u8, name: u8, organization: u8, vcpus: i64) -> SandboxSpec {
 
 fn limits(vcpus: u64) -> NodeLimits {
     let physical = Capacity { vcpus, memory_mib: 4096, disk_gib: 15 };
-    NodeLimits { physical, overcommit: Overcommit { vcpus: 1, memory: 1 } }
+    NodeLimits { physical, overcommit: Overcommit { vcpus: 1, memory: 1, disk: 1 } }
 }
 
 fn place(number: u8, at: u8, generation: u64) -> Command {

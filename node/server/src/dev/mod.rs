@@ -100,9 +100,8 @@ fn detach(args: &DevStartArgs) -> anyhow::Result<()> {
     files::remove(&args.data.join("env"))?;
     let log_path = args.data.join("dev.log");
     let log = std::fs::File::create(&log_path).with_context(|| format!("can't write {}", log_path.display()))?;
-    let program = std::env::current_exe().context("can't find this program's own file")?;
     let words = std::env::args_os().skip(1).filter(|word| word != "--detach");
-    let mut child = Command::new(program)
+    let mut child = Command::new(this_program()?)
         .args(words)
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("can't share the log")?)
@@ -137,4 +136,11 @@ fn detach(args: &DevStartArgs) -> anyhow::Result<()> {
 fn absolute_new(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(path).with_context(|| format!("can't make the folder {}", path.display()))?;
     path.canonicalize().with_context(|| format!("can't find the folder {}", path.display()))
+}
+
+/// This program's own file. Linux marks the path of one that was replaced; the newer version at that path serves as well.
+fn this_program() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("can't find this program's own file")?;
+    let text = program.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or_else(|| program.clone(), PathBuf::from))
 }

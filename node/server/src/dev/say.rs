@@ -57,3 +57,16 @@ pub(crate) fn copy_new_lines(log: &Path, shown: u64) -> u64 {
     }
     shown + whole as u64
 }
+
+/// The last line of a log that says something, at most so long.
+pub(crate) fn last_line(log: &Path) -> Option<String> {
+    const SHOWN_CHARS_MAX: usize = 400;
+    let mut file = std::fs::File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(COPY_BYTES_MAX))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(COPY_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+    Some(line.chars().take(SHOWN_CHARS_MAX).collect())
+}

@@ -46,6 +46,7 @@ pub(crate) async fn run(args: DevStartArgs, lock: Lock) -> anyhow::Result<()> {
     let record = Record::load_or_make(&args.data, &args.regions, args.nodes_per_region)?;
     let image = image_folder(&args, &mut interrupt, &mut terminate).await?;
     teardown::end_nodes(&layout);
+    ports_are_free(&layout)?;
     let limits = host::share(&args.data, layout.members.len())?;
     prepare::all(&layout, &record, &args, &image, limits)?;
     let mut nodes: Vec<Supervised> = layout.members.iter().map(Supervised::new).collect();
@@ -65,6 +66,18 @@ pub(crate) async fn run(args: DevStartArgs, lock: Lock) -> anyhow::Result<()> {
     ended?;
     step.done();
     outcome
+}
+
+/// Says at once which port is taken, rather than letting each node fail on it again and again.
+fn ports_are_free(layout: &Layout) -> anyhow::Result<()> {
+    for member in &layout.members {
+        let taken = |kind: &str, address: std::net::SocketAddr| {
+            format!("{kind} {address}, which {} needs, is in use; end what uses it or choose another --port-base", member.id)
+        };
+        std::net::TcpListener::bind(member.http).with_context(|| taken("TCP", member.http))?;
+        std::net::UdpSocket::bind(member.fabric).with_context(|| taken("UDP", member.fabric))?;
+    }
+    Ok(())
 }
 
 /// Waits for a node that is being ended elsewhere.
@@ -203,8 +216,7 @@ impl Supervised {
             .append(true)
             .open(&log_path)
             .with_context(|| format!("can't write {}", log_path.display()))?;
-        let program = std::env::current_exe().context("can't find this program's own file")?;
-        let child = Command::new(program)
+        let child = Command::new(super::this_program()?)
             .arg("node")
             .arg("--config")
             .arg(config_file(folder))
@@ -230,11 +242,13 @@ impl Supervised {
             if self.started.elapsed() >= RESTART_FORGET {
                 self.wait = RESTART_FIRST;
             }
+            let log = self.member.folder.join("log");
+            let words = say::last_line(&log).unwrap_or_default();
             say::line(&format!(
-                "{} has ended ({status}); starting it again in {} s; its log: {}",
+                "{} has ended ({status}); starting it again in {} s; its log is {}, its last words: {words}",
                 self.member.id,
                 self.wait.as_secs(),
-                self.member.folder.join("log").display()
+                log.display()
             ));
             self.child = None;
             self.start_at = Some(Instant::now() + self.wait);

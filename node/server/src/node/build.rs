@@ -30,6 +30,9 @@ use crate::service::{Parts, Port, Service};
 /// The template that a create uses when its client names none.
 pub(crate) const DEFAULT_TEMPLATE: &str = "default";
 
+/// Closing the raft store once its groups have ended.
+const STORE_CLOSE_LIMIT: Duration = Duration::from_secs(1);
+
 /// A running node.
 pub(crate) struct Node {
     pub(super) config: NodeConfig,
@@ -182,7 +185,13 @@ impl Node {
             tracing::warn!("requests were still in progress after {} s", limit.as_secs());
         }
         self.gossip.shutdown().await;
-        self.raft.shutdown().await;
+        tokio::join!(self.service.catalog.shutdown(), self.service.placement.shutdown());
+        // A request that is still in progress holds the service and so the store; the process ends either way, and what
+        // was acknowledged is on disk.
+        drop((self.service, self.publisher));
+        if tokio::time::timeout(STORE_CLOSE_LIMIT, self.raft.shutdown()).await.is_err() {
+            tracing::debug!("the raft store is closed by the end of the process");
+        }
         self.fabric.close().await;
     }
 }
