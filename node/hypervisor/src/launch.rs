@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use crate::durable::{read_json, remove_file};
 use crate::keeper::{ASK_LIMIT, EndRecord, Here, Keeper, Request, SCHEMA, VmRecord};
 use crate::process::{ProcessRef, Usage, boot_id};
-use crate::{BoottimeMs, Counters, VmError, VmFolder, VmSpec};
+use crate::{BoottimeMs, Counters, MemorySource, VmError, VmFolder, VmSpec};
 
 /// How long an ending keeper or monitor may take to be gone once it was killed: freeing a large guest's memory.
 const GONE_LIMIT: Duration = Duration::from_secs(5);
@@ -23,6 +23,18 @@ const END_LIMIT: Duration = Duration::from_secs(7);
 const EXIT_LIMIT: Duration = Duration::from_millis(500);
 /// Between two looks at a keeper that refuses to say more: it has too many connections.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Refuses a specification whose files aren't there: a monitor would say so late, or only when it boots.
+pub(crate) fn check_files(spec: &VmSpec) -> Result<(), VmError> {
+    let image = [&spec.image.root, &spec.disk];
+    let booted = [&spec.image.kernel, &spec.image.initramfs];
+    let boots = matches!(spec.memory, MemorySource::Boot | MemorySource::BootTemplate { .. });
+    for path in image.into_iter().chain(booted.into_iter().filter(|_| boots)) {
+        let failed = |source| VmError::File { action: "open", path: path.clone(), source };
+        fs::File::open(path).map_err(failed)?;
+    }
+    Ok(())
+}
 
 /// Adds what the monitor said on its standard error, if the error comes from its end.
 pub(crate) async fn explained(error: VmError, folder: &VmFolder, vmm: ProcessRef) -> VmError {

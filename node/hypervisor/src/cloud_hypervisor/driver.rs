@@ -16,7 +16,7 @@ use super::config::vm_config;
 use super::machine::CloudHypervisorMachine;
 use crate::host::host_features;
 use crate::keeper::{KeeperConfig, KeeperProgram, ListenerConfig, SCHEMA, SpawnedKeeper, spawn};
-use crate::launch::{adoptable, clear_after, explained};
+use crate::launch::{adoptable, check_files, clear_after, explained};
 use crate::{Hypervisor, MemorySource, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `--version` may take on a host that is busy.
@@ -112,6 +112,7 @@ impl Hypervisor for CloudHypervisorDriver {
             let why = "this version's Cloud Hypervisor driver only boots; use QEMU for templates, clones and snapshots";
             return Err(VmError::Unsupported { verb: "create from a template", why: why.to_owned() });
         }
+        check_files(&spec)?;
         let folder = &spec.folder;
         let config = KeeperConfig {
             schema: SCHEMA,
@@ -123,13 +124,7 @@ impl Hypervisor for CloudHypervisorDriver {
             // The monitor binds it by itself, and only removes it when it ends in order.
             remove: vec![folder.channel_socket()],
         };
-        let spawned = match spawn(&self.config.keeper, &config).await {
-            Ok(spawned) => spawned,
-            Err(error) => {
-                clear_after(folder, None).await;
-                return Err(error);
-            }
-        };
+        let spawned = spawn(&self.config.keeper, &config).await?;
         let prepared = self.prepare(&spec).await;
         let SpawnedKeeper { keeper, creator, here } = spawned;
         let finished = match prepared {

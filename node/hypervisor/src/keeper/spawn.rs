@@ -12,6 +12,7 @@ use std::process::Stdio;
 use super::client::{Creator, Here, Keeper};
 use super::config::KeeperConfig;
 use crate::durable::remove_file;
+use crate::launch::clear_after;
 use crate::{VmError, VmFolder};
 
 /// Longest path of a socket, bytes: `sun_path` less its end (unix(7)).
@@ -44,10 +45,24 @@ pub(crate) struct SpawnedKeeper {
     pub(crate) here: Here,
 }
 
-/// Starts a keeper with its machine and greets it. What it leaves on an error, `VmFolder::all_files` names.
+/// Starts a keeper with its machine and greets it. On an error nothing of it is left; a folder in which another machine lives is left as
+/// it is.
 pub(crate) async fn spawn(program: &KeeperProgram, config: &KeeperConfig) -> Result<SpawnedKeeper, VmError> {
     let folder = &config.spec.folder;
     let listener = prepare(folder)?;
+    let spawned = start(program, config, listener).await;
+    if spawned.is_err() {
+        clear_after(folder, None).await;
+    }
+    spawned
+}
+
+async fn start(
+    program: &KeeperProgram,
+    config: &KeeperConfig,
+    listener: UnixListener,
+) -> Result<SpawnedKeeper, VmError> {
+    let folder = &config.spec.folder;
     let file = folder.keeper_config();
     let failed = |action, path: &Path| {
         let path = path.to_owned();

@@ -96,9 +96,15 @@ fn file(size: u64, path: &Path, share: bool) -> Value {
 
 fn disk(name: &str, path: &Path, read_only: bool) -> Value {
     let discard = if read_only { "ignore" } else { "unmap" };
+    // The root is shared by every machine of the host and never written: a lock on it only makes a clone's `cont` fail
+    // while another machine holds the image inactive in a migration.
+    let locking = if read_only { "off" } else { "auto" };
     json!({
         "node-name": name, "driver": "raw", "read-only": read_only, "discard": discard,
-        "file": { "driver": "file", "filename": path, "read-only": read_only, "discard": discard, "aio": "threads" },
+        "file": {
+            "driver": "file", "filename": path, "read-only": read_only, "discard": discard, "aio": "threads",
+            "locking": locking,
+        },
     })
 }
 

@@ -18,7 +18,7 @@ use crate::host::host_features;
 use crate::keeper::{
     KeeperConfig, KeeperProgram, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, check_runs, spawn, write_runs,
 };
-use crate::launch::{adoptable, clear_after, explained};
+use crate::launch::{adoptable, check_files, clear_after, explained};
 use crate::template::{self, TemplateManifest};
 use crate::{Hypervisor, MemorySource, Vm, VmError, VmFolder, VmSpec};
 
@@ -158,6 +158,7 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
+        check_files(&spec)?;
         self.check(&spec)?;
         let folder = &spec.folder;
         let listener = |name: &str, path| ListenerConfig { name: name.to_owned(), path };
@@ -170,13 +171,7 @@ impl Hypervisor for QemuDriver {
             listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
             remove: vec![runs_file(folder)],
         };
-        let spawned = match spawn(&self.config.keeper, &config).await {
-            Ok(spawned) => spawned,
-            Err(error) => {
-                clear_after(folder, None).await;
-                return Err(error);
-            }
-        };
+        let spawned = spawn(&self.config.keeper, &config).await?;
         let prepared = self.prepare(&spec, &spawned).await;
         let SpawnedKeeper { keeper, creator, here } = spawned;
         let finished = match prepared {

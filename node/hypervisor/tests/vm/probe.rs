@@ -6,7 +6,7 @@ use crate::support::{Place, image, keeper, ms, skip};
 use fabric_types::{Accelerator, HypervisorKind};
 use node_hypervisor::{AccelChoice, HypervisorChoice, ProbeConfig, ProbeError, probe};
 
-fn config(place: &Place, hypervisor: HypervisorChoice, accel: AccelChoice) -> ProbeConfig {
+pub(crate) fn config(place: &Place, hypervisor: HypervisorChoice, accel: AccelChoice) -> ProbeConfig {
     let image = image().expect("looked for before");
     ProbeConfig { hypervisor, accel, image, cache_dir: place.path("cache"), run: place.path("run"), keeper: keeper() }
 }
