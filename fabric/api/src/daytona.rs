@@ -496,3 +496,74 @@ pub struct ErrorBody {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the stock clients refuse a sandbox without, in the types that they accept.
+    const SANDBOX: &str = r#"{"id":"fraaaaaaaaaaaaaaaaa","organizationId":"o","name":"n","snapshot":"default","user":"root","env":{"A":"b"},"labels":{},"public":false,"networkBlockAll":true,"kvm":false,"target":"fra","cpu":1,"gpu":0,"memory":1,"disk":3,"state":"started","desiredState":"started","recoverable":false,"autoStopInterval":0,"autoDeleteInterval":-1,"volumes":[],"createdAt":"2026-11-24T00:00:00Z","updatedAt":"2026-11-24T00:00:00Z","lastActivityAt":"2026-11-24T00:00:00Z","sandboxClass":"linux-vm","runnerId":"fra-1","toolboxProxyUrl":"http://127.0.0.1:7080/toolbox"}"#;
+
+    #[test]
+    fn a_sandbox_is_written_as_the_clients_read_it() {
+        let at = || "2026-11-24T00:00:00Z".to_owned();
+        let sandbox = Sandbox {
+            id: "fraaaaaaaaaaaaaaaaa".into(),
+            organization_id: "o".into(),
+            name: "n".into(),
+            snapshot: "default".into(),
+            user: "root".into(),
+            env: BTreeMap::from([("A".into(), "b".into())]),
+            labels: BTreeMap::new(),
+            public: false,
+            network_block_all: true,
+            kvm: false,
+            target: "fra".into(),
+            cpu: 1,
+            gpu: 0,
+            memory: 1,
+            disk: 3,
+            state: "started",
+            desired_state: "started",
+            error_reason: None,
+            recoverable: false,
+            auto_stop_interval: 0,
+            auto_delete_interval: -1,
+            volumes: Vec::new(),
+            created_at: at(),
+            updated_at: at(),
+            last_activity_at: at(),
+            sandbox_class: "linux-vm",
+            runner_id: "fra-1".into(),
+            toolbox_proxy_url: "http://127.0.0.1:7080/toolbox".into(),
+            stale: false,
+        };
+        assert_eq!(serde_json::to_string(&sandbox).expect("JSON"), SANDBOX);
+        let page = SandboxPage { items: Vec::new(), next_cursor: None };
+        assert_eq!(serde_json::to_string(&page).expect("JSON"), r#"{"items":[],"nextCursor":null}"#);
+    }
+
+    #[test]
+    fn a_request_may_hold_what_only_newer_clients_send() {
+        let body = r#"{"env":{},"labels":{"code-toolbox-language":"python"},"volumes":[],"somethingNew":1,"cpu":null}"#;
+        let ask: CreateSandbox = serde_json::from_str(body).expect("taken");
+        assert_eq!((ask.cpu, ask.volumes.map(|volumes| volumes.len())), (None, Some(0)));
+    }
+
+    #[test]
+    fn an_error_holds_what_both_generations_of_clients_read() {
+        let base = crate::v1::ErrorBody {
+            status_code: 404,
+            message: "no sandbox 'x'".into(),
+            error: "Not Found".into(),
+            code: Some("not_found".into()),
+            request_id: Some("r".into()),
+        };
+        let body =
+            ErrorBody { base, path: "/p".into(), method: "GET".into(), timestamp: "t".into(), errors: Vec::new() };
+        assert_eq!(
+            serde_json::to_string(&body).expect("JSON"),
+            r#"{"statusCode":404,"message":"no sandbox 'x'","error":"Not Found","code":"not_found","requestId":"r","path":"/p","method":"GET","timestamp":"t"}"#
+        );
+    }
+}

@@ -170,6 +170,11 @@ pub enum NodeRequest {
     /// What the node knows of its groups -> [`NodeReply::Status`].
     Status,
 
+    /// To an owner: what it sees of these sandboxes -> [`NodeReply::ObservedMany`]; those that it hasn't are left out.
+    Observe {
+        /// Which.
+        ids: Vec<SandboxId>,
+    },
     /// From a leader to the owner: bring this sandbox to life -> [`NodeReply::Observed`].
     Run {
         /// The spec.
@@ -243,6 +248,8 @@ pub enum NodeReply {
     Status(Box<NodeStatus>),
     /// What the owner sees.
     Observed(Box<Observed>),
+    /// What the owner sees of several.
+    ObservedMany(Vec<Observed>),
     /// A snapshot was taken into the owner's store.
     Taken(Box<SnapshotTaken>),
     /// Done.
@@ -385,7 +392,7 @@ pub struct NodeStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupStatus {
-    /// `catalog`, or `placement/<region>`.
+    /// `catalog`, or `placement-<region>`.
     pub group: String,
     /// The leader, where one is known.
     pub leader: Option<NodeId>,

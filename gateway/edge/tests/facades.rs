@@ -241,7 +241,7 @@ async fn the_own_api_answers_exec_keys_regions_and_the_mesh() {
     let mesh = fra.call("GET", "/v1/mesh", "").await.json();
     let groups: Vec<_> =
         mesh["groups"].as_array().expect("groups").iter().map(|group| group["group"].clone()).collect();
-    assert_eq!(groups, [json!("placement/fra"), json!("placement/iad")]);
+    assert_eq!(groups, [json!("placement-fra"), json!("placement-iad")]);
     assert_eq!(mesh["nodes"].as_array().map(Vec::len), Some(2));
 }
 

@@ -55,6 +55,7 @@ async fn both_versions_of_http_are_served_on_one_port() {
     let served = served(EdgeLimits::default());
     let answer = raw(served.address, b"GET /api/health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("x-request-id"), "{answer}");
+    assert!(answer.contains("content-length") && !answer.contains("chunked"), "{answer}");
     let stream = TcpStream::connect(served.address).await.expect("a connection");
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("HTTP/2");
@@ -93,6 +94,17 @@ async fn bytes_that_are_no_http_end_their_connection_and_nothing_else() {
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nrubbish that is no frame",
     ] {
         raw(served.address, odd).await;
+    }
+    for (odd, status) in [
+        ("GET /a b HTTP/1.1\r\nhost: x\r\n\r\n".to_owned(), 400),
+        ("GET /api/health HTTP/1.1\r\nno header\r\n\r\n".to_owned(), 400),
+        ("POST /api/sandbox HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n{}".to_owned(), 400),
+        (format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(70_000)), 414),
+        (format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(2000)), 431),
+    ] {
+        let answer = raw(served.address, odd.as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains("x-request-id"), "{answer}");
+        assert!(answer.contains(&format!("\"statusCode\":{status}")) && answer.contains("\"message\":\""), "{answer}");
     }
     let huge = format!("GET /api/health HTTP/1.1\r\nhost: x\r\nx-much: {}\r\n\r\n", "y".repeat(100 << 10));
     let answer = raw(served.address, huge.as_bytes()).await;

@@ -49,7 +49,7 @@ fn regions_of(mesh: &v1::Mesh) -> String {
             region.code.clone(),
             region.endpoint.clone(),
             region.live_nodes.to_string(),
-            leader(mesh, &format!("placement/{}", region.code)),
+            leader(mesh, &format!("placement-{}", region.code)),
             round_trip(region),
         ]
     };

@@ -76,7 +76,7 @@ fn call(request: NodeRequest, scope: &Scope, left: Duration) -> NodeCall {
 
 /// The live nodes of a region, the best first: who leads its placement group, then by measured round trip.
 fn candidates(view: &ClusterView, region: &RegionCode) -> Vec<(NodeId, Peer)> {
-    let leader = view.leader(&format!("placement/{region}")).map(|report| report.node.clone());
+    let leader = view.leader(&format!("placement-{region}")).map(|report| report.node.clone());
     let mut live: Vec<_> = view.live_in(region).collect();
     live.sort_by_key(|node| {
         (leader.as_ref() != Some(&node.report.node), node.rtt_ms.unwrap_or(u32::MAX), super::number(&node.report.node))

@@ -7,7 +7,8 @@ use std::time::Duration;
 use fabric_api::ApiError;
 use fabric_api::node::{NodeReply, NodeRequest, SandboxView};
 use fabric_types::{OrganizationId, RegionCode};
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 
 use super::call::unreachable_region;
 use super::{Mesh, Scope};
@@ -54,19 +55,22 @@ impl LastKnown {
 }
 
 impl Mesh {
-    /// Asks several regions the same at once; each has [`REGION_DEADLINE`].
-    pub(crate) async fn ask_each(
-        &self,
+    /// Asks several regions the same at once; each has [`REGION_DEADLINE`]. Answers come as they are there.
+    pub(crate) fn ask_each<'mesh>(
+        &'mesh self,
         regions: Vec<RegionCode>,
         request: &NodeRequest,
         scope: &Scope,
-    ) -> Vec<(RegionCode, Result<NodeReply, ApiError>)> {
-        let scope = &scope.within(REGION_DEADLINE.min(scope.deadline));
-        join_all(regions.into_iter().map(|region| async move {
-            let answer = self.ask(&region, request.clone(), scope).await;
-            (region, answer)
-        }))
-        .await
+    ) -> FuturesUnordered<impl Future<Output = (RegionCode, Result<NodeReply, ApiError>)> + Send + use<'mesh>> {
+        let scope = scope.within(REGION_DEADLINE.min(scope.deadline));
+        let asked = regions.into_iter().map(move |region| {
+            let (request, scope) = (request.clone(), scope.clone());
+            async move {
+                let answer = self.ask(&region, request, &scope).await;
+                (region, answer)
+            }
+        });
+        asked.collect()
     }
 
     /// The organization's sandboxes, mesh-wide or of the regions that are named.
@@ -75,7 +79,8 @@ impl Mesh {
         let regions = self.regions().into_iter().filter(wanted).collect();
         let request = NodeRequest::List { organization: scope.organization.clone() };
         let mut listed = Listed::default();
-        for (region, answer) in self.ask_each(regions, &request, scope).await {
+        let mut answers = self.ask_each(regions, &request, scope);
+        while let Some((region, answer)) = answers.next().await {
             match answer {
                 Ok(NodeReply::Sandboxes(views)) => {
                     self.last_known.put(&scope.organization, &region, &views);
@@ -88,6 +93,7 @@ impl Mesh {
                 }
             }
         }
+        listed.unreachable.sort();
         listed
     }
 

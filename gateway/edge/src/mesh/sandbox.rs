@@ -5,9 +5,10 @@ use std::time::Instant;
 use fabric_api::node::{NodeReply, NodeRequest, SandboxKey, SandboxView};
 use fabric_api::{ApiError, ErrorCode};
 use fabric_types::{Name, RegionCode, SandboxId};
+use futures::StreamExt;
 
 use super::call::{odd_reply, unreachable_region};
-use super::{Mesh, REGION_DEADLINE, Scope};
+use super::{Mesh, Scope};
 use crate::Route;
 
 impl Mesh {
@@ -114,7 +115,9 @@ impl Mesh {
             regions.truncate(1);
         }
         let mut unheard: Option<(RegionCode, ApiError)> = None;
-        for (region, answer) in self.ask_each(regions, &request, &scope.within(REGION_DEADLINE)).await {
+        // The first that has it is enough: a silent region holds up only a name that nobody knows.
+        let mut answers = self.ask_each(regions, &request, scope);
+        while let Some((region, answer)) = answers.next().await {
             match answer {
                 Ok(NodeReply::Sandbox(view)) => return Ok(*view),
                 Ok(reply) => unheard = unheard.or(Some((region, odd_reply(&reply)))),

@@ -7,6 +7,7 @@ use axum::extract::State;
 use fabric_api::node::{GroupStatus, NodeReply, NodeRequest};
 use fabric_api::v1 as wire;
 use fabric_gossip::NodeView;
+use futures::StreamExt;
 
 use crate::edge::Edge;
 use crate::mesh::{REGION_DEADLINE, describe};
@@ -20,17 +21,20 @@ pub(super) async fn regions(State(edge): State<Edge>, _: Caller) -> Json<wire::R
 /// `GET /v1/mesh`: this node's groups, and those of one node of each other region.
 pub(super) async fn mesh(State(edge): State<Edge>, caller: Caller) -> Json<wire::Mesh> {
     let regions = edge.mesh().regions().into_iter().collect();
-    let answers = edge.mesh().ask_each(regions, &NodeRequest::Status, &caller.scope(REGION_DEADLINE)).await;
-    let statuses = answers.into_iter().filter_map(|(_, answer)| match answer {
-        Ok(NodeReply::Status(status)) => Some(status.groups),
-        Ok(_) | Err(_) => None,
-    });
+    let answers = edge.mesh().ask_each(regions, &NodeRequest::Status, &caller.scope(REGION_DEADLINE));
+    let statuses: Vec<_> = answers
+        .filter_map(async |(_, answer)| match answer {
+            Ok(NodeReply::Status(status)) => Some(status.groups),
+            Ok(_) | Err(_) => None,
+        })
+        .collect()
+        .await;
     Json(wire::Mesh {
         node: edge.config().node.to_string(),
         version: edge.config().version.clone(),
         regions: all_regions(&edge),
         nodes: edge.mesh().view().nodes.values().map(node).collect(),
-        groups: newest(statuses.flatten()),
+        groups: newest(statuses.into_iter().flatten()),
     })
 }
 
@@ -110,8 +114,8 @@ mod tests {
     #[test]
     fn of_several_views_of_a_group_the_newest_is_shown() {
         let seen =
-            [status("catalog", 2, 10), status("catalog", 3, 4), status("catalog", 3, 9), status("placement/fra", 1, 1)];
+            [status("catalog", 2, 10), status("catalog", 3, 4), status("catalog", 3, 9), status("placement-fra", 1, 1)];
         let shown = newest(seen.into_iter());
-        assert_eq!(shown, [status("catalog", 3, 9), status("placement/fra", 1, 1)]);
+        assert_eq!(shown, [status("catalog", 3, 9), status("placement-fra", 1, 1)]);
     }
 }

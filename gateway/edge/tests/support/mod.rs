@@ -191,7 +191,7 @@ fn node_view(id: &NodeId, fabric_address: SocketAddr, http_endpoint: String) -> 
         hypervisor: HypervisorKind::Qemu,
         version: "0.0.0-test".into(),
         protocols: Protocol::ALL.iter().map(|protocol| protocol.alpn().to_owned()).collect(),
-        leads: if first { vec![format!("placement/{}", id.region())] } else { Vec::new() },
+        leads: if first { vec![format!("placement-{}", id.region())] } else { Vec::new() },
         votes: Vec::new(),
         draining: false,
         started_at: UnixMillis(1_795_000_000_000),

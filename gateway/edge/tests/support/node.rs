@@ -226,7 +226,7 @@ impl FakeNode {
             NodeRequest::RemoveKey { key, .. } if key == "first" => Ok(NodeReply::Done),
             NodeRequest::RemoveKey { key, .. } => Err(ApiError::new(ErrorCode::NotFound, format!("no key '{key}'"))),
             NodeRequest::Status => {
-                let group = format!("placement/{}", self.id.region());
+                let group = format!("placement-{}", self.id.region());
                 let leader = Some(NodeId::new(&self.id.region(), 1));
                 let voters = vec![self.id.clone()];
                 let groups = vec![GroupStatus {
