@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use thiserror::Error;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::RelayBody;
 
@@ -36,6 +37,38 @@ impl Body for Named {
 
     fn size_hint(&self) -> SizeHint {
         self.0.size_hint()
+    }
+}
+
+/// A body that counts as a request under way until its last byte.
+pub(crate) struct Holding {
+    body: axum::body::Body,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Holding {
+    pub(crate) fn new(body: axum::body::Body, permit: OwnedSemaphorePermit) -> Self {
+        Self { body, _permit: permit }
+    }
+}
+
+impl Body for Holding {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

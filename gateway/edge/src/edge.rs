@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fabric_gossip::ClusterView;
 use fabric_quic::Fabric;
+use fabric_types::RegionCode;
 use tokio::sync::{Semaphore, watch};
 
 use crate::mesh::Mesh;
@@ -47,11 +48,8 @@ impl Edge {
         &self.inner.requests
     }
 
-    /// The base URL of a region's gateway; this one's own for its own region, and where none is known.
-    pub(crate) fn endpoint(&self, region: &fabric_types::RegionCode) -> String {
-        if *region == self.config().region {
-            return self.config().public_url.clone();
-        }
+    /// The base URL of a region's gateway, the same from every node; this one's own where none is known.
+    pub(crate) fn endpoint(&self, region: &RegionCode) -> String {
         self.mesh().endpoint(region).unwrap_or_else(|| self.config().public_url.clone())
     }
 }

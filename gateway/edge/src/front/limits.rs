@@ -12,6 +12,7 @@ use http::{Method, header};
 use http_body_util::BodyExt;
 
 use super::drain::drain;
+use crate::body::Holding;
 use crate::edge::Edge;
 use crate::refusal::Refusal;
 
@@ -31,12 +32,7 @@ pub(crate) async fn limit(State(edge): State<Edge>, request: Request, next: Next
         Err(refusal) => refusal.into_response(),
     };
     // A streamed answer counts until its last byte.
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _held = &permit;
-            frame
-        }))
-    })
+    response.map(|body| Body::new(Holding::new(body, permit)))
 }
 
 async fn admit(edge: &Edge, request: Request) -> Result<Request, Refusal> {

@@ -63,14 +63,14 @@ fn request_id(headers: &HeaderMap) -> String {
         !text.is_empty() && text.len() <= REQUEST_ID_CHARS_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
     };
     let given = headers.get(&REQUEST_ID).and_then(|value| value.to_str().ok()).filter(sane);
-    given.map_or_else(
-        || {
-            let mut bytes = [0; 16];
-            rand::rng().fill_bytes(&mut bytes);
-            hex::encode(bytes)
-        },
-        str::to_owned,
-    )
+    given.map_or_else(new_request_id, str::to_owned)
+}
+
+/// A request id of our own.
+pub(crate) fn new_request_id() -> String {
+    let mut bytes = [0; 16];
+    rand::rng().fill_bytes(&mut bytes);
+    hex::encode(bytes)
 }
 
 /// What an answer of the router's own means, which carries only a status.
@@ -95,20 +95,8 @@ fn unnamed(status: StatusCode, method: &http::Method, path: &str) -> ApiError {
 fn render(refused: &ApiError, headers: &HeaderMap, id: &str, method: &http::Method, path: &str) -> Response {
     let status = StatusCode::from_u16(refused.code.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
     let code = serde_json::to_value(refused.code).ok().and_then(|code| code.as_str().map(str::to_owned));
-    let body = ErrorBody {
-        base: fabric_api::v1::ErrorBody {
-            status_code: status.as_u16(),
-            message: refused.message.clone(),
-            error: status.canonical_reason().unwrap_or("Error").to_owned(),
-            code,
-            request_id: Some(id.to_owned()),
-        },
-        path: path.to_owned(),
-        method: method.to_string(),
-        timestamp: instant::rfc3339(instant::now()),
-        errors: if path.ends_with("/files/bulk-upload") { vec![refused.message.clone()] } else { Vec::new() },
-    };
-    let mut response = Response::new(Body::from(serde_json::to_vec(&body).unwrap_or_default()));
+    let body = body_of(status, &code.unwrap_or_default(), &refused.message, id, method, path);
+    let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(allow) = headers.get(header::ALLOW) {
@@ -121,6 +109,31 @@ fn render(refused: &ApiError, headers: &HeaderMap, id: &str, method: &http::Meth
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+/// The body of an error.
+pub(crate) fn body_of(
+    status: StatusCode,
+    code: &str,
+    message: &str,
+    id: &str,
+    method: &http::Method,
+    path: &str,
+) -> Vec<u8> {
+    let body = ErrorBody {
+        base: fabric_api::v1::ErrorBody {
+            status_code: status.as_u16(),
+            message: message.to_owned(),
+            error: status.canonical_reason().unwrap_or("Error").to_owned(),
+            code: Some(code.to_owned()),
+            request_id: Some(id.to_owned()),
+        },
+        path: path.to_owned(),
+        method: method.to_string(),
+        timestamp: instant::rfc3339(instant::now()),
+        errors: if path.ends_with("/files/bulk-upload") { vec![message.to_owned()] } else { Vec::new() },
+    };
+    serde_json::to_vec(&body).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -116,6 +116,8 @@ pub(super) async fn read_file(
     let length = content.headers().get(header::CONTENT_LENGTH).cloned();
     let mut response = Response::new(Body::new(Named(content.into_body())));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    // A guest's bytes are nothing that a browser should run under the gateway's name.
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Some(length) = length {
         response.headers_mut().insert(header::CONTENT_LENGTH, length);
     }

@@ -1,5 +1,7 @@
 //! The listener: connections with their limits and timers, and the drain.
 
+mod mend;
+
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -23,11 +25,12 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::{debug, info, warn};
 
+use mend::Mended;
+
 use crate::router::router;
 use crate::{Edge, EdgeConfig, EdgeLimits, LocalNode};
 
-/// Bytes of a request's head that are read at all. What is over the limit of headers but below this is answered in
-/// the wire's JSON; what is over this with a bare 431.
+/// Bytes of a request's head that are read at all; what is over the limit of headers is refused by the front.
 const HEAD_BYTES_MAX: usize = 1 << 20;
 /// Headers of a request, and of trailers, that are read at all.
 const HEADERS_MAX: usize = 1000;
@@ -129,7 +132,7 @@ impl Connection {
             router.clone().oneshot(request.map(axum::body::Body::new))
         });
         let builder = builder(&self.limits);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(Mended::new(stream)), service));
         let mut draining = false;
         let mut first_request = pin!(sleep(self.limits.headers_within));
         loop {
