@@ -31,7 +31,7 @@ const PROGRAMS: &[(&str, &str)] = &[
 /// More of them for who isn't root.
 const USER_PROGRAMS: &[(&str, &str)] = &[("newuidmap", "uidmap")];
 /// What dpkg doesn't unpack: documentation (but for licences) and translations.
-const DPKG_OPTIONS: &[&str] = &[
+pub(crate) const DPKG_OPTIONS: &[&str] = &[
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/info/*",
     "path-exclude=/usr/share/locale/*",
@@ -95,7 +95,7 @@ pub(crate) fn bootstrap(
 ) -> Result<Bootstrapped, ImageError> {
     let sources = host_sources(&inputs.distribution.suite)?;
     let out = work.join("out");
-    fs::create_dir_all(&out).map_err(ImageError::file("make", &out))?;
+    fs::create_dir(&out).map_err(ImageError::file("make", &out))?;
 
     let mut command = Command::new("mmdebstrap");
     command.env("PATH", search_path()).env("ATOLL_KERNEL_PACKAGE", inputs.distribution.kind.kernel_package());

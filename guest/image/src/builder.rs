@@ -1,24 +1,18 @@
-//! Puts an image together in a folder beside the place it goes to, then renames it.
-//!
-//! ```text
-//! ROOT/<digest>.lock     held by whoever builds or waits for this image
-//! ROOT/<digest>.partial  the build; removed at the start of the next one if it was cut short
-//! ROOT/<digest>/         kernel, initramfs, root.erofs, manifest.json: complete and synced, or not there
-//! ```
+//! An image: the base's kernel and root (hard links) and an initramfs with the agent.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use guest_proto::boot::{INITRAMFS_FILE, KERNEL_FILE, MODULES_DIR, MODULES_LIST, ROOT_FILE};
+use guest_proto::boot::{INITRAMFS_FILE, KERNEL_FILE, MODULES_DIR, MODULES_LIST, ModuleLine, ROOT_FILE};
 use guest_proto::surface::PROTOCOL;
 
-use crate::bootstrap::{Bootstrapped, bootstrap, check_programs};
+use crate::base::{Base, ensure_base};
 use crate::cpio::Archive;
 use crate::error::ImageError;
 use crate::inputs::{ImageInputs, digest};
-use crate::manifest::{FileEntry, MANIFEST_FILE, Manifest, SCHEMA, parse_packages};
-use crate::modules::{WANTED, resolve};
+use crate::manifest::{FileEntry, MANIFEST_FILE, Manifest, SCHEMA, write_json};
+use crate::staged::{once, sync};
 
 /// A finished image on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,29 +32,26 @@ pub struct Progress {
     pub detail: String,
 }
 
-/// The steps, in order. About nine tenths of the time is `Packages`.
+/// The steps, in order. Nearly all of the time is `Packages`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// Another process builds the same image.
+    /// Another process builds the same.
     Waiting,
-    /// mmdebstrap downloads and unpacks.
+    /// mmdebstrap downloads, unpacks and packs the root file system.
     Packages,
-    /// Kernel and modules go into an initramfs with the agent.
+    /// Modules and agent go into an initramfs.
     Initramfs,
-    /// Everything is measured, hashed and synced.
-    Sealing,
     /// It is there.
     Done,
 }
 
 impl Step {
-    /// A word for it.
+    /// A few words for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting for another build",
             Self::Packages => "packages",
             Self::Initramfs => "initramfs",
-            Self::Sealing => "sealing",
             Self::Done => "done",
         }
     }
@@ -108,7 +99,8 @@ impl ImageDir {
     }
 }
 
-/// The image for these inputs under `root`: the finished one, or a new one. Blocks, for a minute when it builds.
+/// The image for these inputs under `root`: the finished one, or a new one. Blocks: a minute if its packages were never
+/// built, else a second.
 ///
 /// A build that is killed leaves only a partial folder, which the next build removes.
 ///
@@ -122,135 +114,71 @@ pub fn ensure(root: &Path, inputs: &ImageInputs, progress: &mut dyn FnMut(Progre
     if dir.is_dir() {
         return ImageDir::open(&dir);
     }
-    let lock_path = root.join(format!("{name}.lock"));
-    let lock = File::create(&lock_path).map_err(ImageError::file("make", &lock_path))?;
-    if lock.try_lock().is_err() {
-        progress(Progress { step: Step::Waiting, detail: lock_path.display().to_string() });
-        lock.lock().map_err(ImageError::file("lock", &lock_path))?;
-    }
-    if dir.is_dir() {
-        return ImageDir::open(&dir);
-    }
-    check_programs()?;
-    let partial = root.join(format!("{name}.partial"));
-    remove_folder(&partial)?;
-    let built = build(&partial, &name, inputs, progress);
-    if built.is_err() {
-        // The error that matters is the build's; a leftover folder is removed by the next build.
-        let _ = remove_folder(&partial);
-    }
-    built?;
-    fs::rename(&partial, &dir).map_err(ImageError::file("rename", &partial))?;
-    sync(root)?;
-    progress(Progress { step: Step::Done, detail: dir.display().to_string() });
+    // Two callbacks of one build both tell the same listener.
+    let progress = std::cell::RefCell::new(progress);
+    let tell = |step, detail: String| (progress.borrow_mut())(Progress { step, detail });
+    let mut waiting = |lock: &Path| tell(Step::Waiting, lock.display().to_string());
+    let mut packages = |line: &str| tell(Step::Packages, line.to_owned());
+    let base = ensure_base(root, inputs, &mut waiting, &mut packages)?;
+    let dir = once(root, &name, &mut waiting, &mut |partial| {
+        tell(Step::Initramfs, format!("kernel {}, agent {}", base.manifest.kernel_release, inputs.agent.display()));
+        build(partial, &name, &base, inputs)
+    })?;
+    tell(Step::Done, dir.display().to_string());
     ImageDir::open(&dir)
 }
 
-/// Builds everything into `partial` and syncs it.
-fn build(
-    partial: &Path,
-    name: &str,
-    inputs: &ImageInputs,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<(), ImageError> {
-    let work = partial.join("work");
-    fs::create_dir_all(&work).map_err(ImageError::file("make", &work))?;
-    let work = fs::canonicalize(&work).map_err(ImageError::file("resolve", &work))?;
-    let mut line = |text: &str| {
-        if let Some(detail) = text.strip_prefix("I: ") {
-            let detail = detail.lines().next().unwrap_or_default().to_owned();
-            progress(Progress { step: Step::Packages, detail });
-        }
-    };
-    let bootstrapped = bootstrap(inputs, &work, &mut line)?;
-
-    progress(Progress { step: Step::Initramfs, detail: "kernel, modules, agent".to_owned() });
-    let (release, kernel) = find_kernel(&bootstrapped.kernel_tree())?;
-    move_file(&kernel, &partial.join(KERNEL_FILE))?;
-    move_file(&bootstrapped.root(), &partial.join(ROOT_FILE))?;
-    write_initramfs(&partial.join(INITRAMFS_FILE), &bootstrapped, &release, inputs)?;
-
-    progress(Progress { step: Step::Sealing, detail: "digests".to_owned() });
-    let packages = bootstrapped.packages();
-    let packages = fs::read_to_string(&packages).map_err(ImageError::file("read", &packages))?;
-    remove_folder(&work)?;
+fn build(partial: &Path, name: &str, base: &Base, inputs: &ImageInputs) -> Result<(), ImageError> {
+    link(&base.kernel(), &partial.join(KERNEL_FILE))?;
+    link(&base.root(), &partial.join(ROOT_FILE))?;
+    let initramfs = partial.join(INITRAMFS_FILE);
+    write_initramfs(&initramfs, base, inputs)?;
     let manifest = Manifest {
         schema: SCHEMA,
         inputs: name.to_owned(),
         agent_protocol: PROTOCOL,
-        kernel_release: release,
+        kernel_release: base.manifest.kernel_release.clone(),
         suite: inputs.distribution.suite.clone(),
-        kernel: FileEntry::of(&partial.join(KERNEL_FILE))?,
-        initramfs: FileEntry::of(&partial.join(INITRAMFS_FILE))?,
-        root: FileEntry::of(&partial.join(ROOT_FILE))?,
-        packages: parse_packages(&packages),
+        kernel: base.manifest.kernel.clone(),
+        initramfs: FileEntry::of(&initramfs)?,
+        root: base.manifest.root.clone(),
+        packages: base.manifest.packages.clone(),
     };
-    let path = partial.join(MANIFEST_FILE);
-    let text = serde_json::to_string_pretty(&manifest)
-        .map_err(|error| ImageError::Damaged { path: path.clone(), what: error.to_string() })?;
-    fs::write(&path, text + "\n").map_err(ImageError::file("write", &path))?;
-    for file in [KERNEL_FILE, INITRAMFS_FILE, ROOT_FILE, MANIFEST_FILE] {
-        sync(&partial.join(file))?;
-    }
-    sync(partial)
+    write_json(&partial.join(MANIFEST_FILE), &manifest)?;
+    [INITRAMFS_FILE, MANIFEST_FILE].iter().try_for_each(|file| sync(&partial.join(file)))
 }
 
-/// The kernel's release and its file in the unpacked package.
-fn find_kernel(tree: &Path) -> Result<(String, PathBuf), ImageError> {
-    let boot = tree.join("boot");
-    for entry in fs::read_dir(&boot).map_err(ImageError::file("list", &boot))?.flatten() {
-        let file_name = entry.file_name();
-        if let Some(release) = file_name.to_str().and_then(|name| name.strip_prefix("vmlinuz-")) {
-            return Ok((release.to_owned(), entry.path()));
-        }
+/// One file under two names; a copy where the file system has no links.
+fn link(from: &Path, to: &Path) -> Result<(), ImageError> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
     }
-    Err(ImageError::KernelPackage { what: "has no boot/vmlinuz-*".to_owned() })
+    fs::copy(from, to).map_err(ImageError::file("copy", from))?;
+    sync(to)
 }
 
 /// `/init` is the agent; modules lie in one folder, with the list of their order.
-fn write_initramfs(
-    path: &Path,
-    bootstrapped: &Bootstrapped,
-    release: &str,
-    inputs: &ImageInputs,
-) -> Result<(), ImageError> {
-    let tree = [format!("usr/lib/modules/{release}"), format!("lib/modules/{release}")]
-        .iter()
-        .map(|below| bootstrapped.kernel_tree().join(below))
-        .find(|folder| folder.is_dir())
-        .ok_or_else(|| ImageError::KernelPackage { what: format!("has no lib/modules/{release}") })?;
-    let modules = resolve(&tree, WANTED)?;
+fn write_initramfs(path: &Path, base: &Base, inputs: &ImageInputs) -> Result<(), ImageError> {
     let agent = fs::read(&inputs.agent).map_err(ImageError::file("read", &inputs.agent))?;
-
-    let file = File::create(path).map_err(ImageError::file("make", path))?;
-    let list: String = modules.iter().map(|module| format!("{}\n", module.line)).collect();
-    let write = || -> std::io::Result<()> {
+    let list: String = base.manifest.modules.iter().map(|line| format!("{line}\n")).collect();
+    let mut modules = Vec::new();
+    for line in base.manifest.modules.iter().filter_map(|line| ModuleLine::parse(line)) {
+        let file = base.module(&line.file);
+        modules.push((line.file, fs::read(&file).map_err(ImageError::file("read", &file))?));
+    }
+    let folder = MODULES_DIR.trim_start_matches('/');
+    let write = |file: File| -> io::Result<()> {
         let mut archive = Archive::new(BufWriter::new(file));
-        for folder in ["dev", "proc", "sys", "newroot", MODULES_DIR.trim_start_matches('/')] {
-            archive.folder(folder)?;
+        for name in ["dev", "proc", "sys", "newroot", folder] {
+            archive.folder(name)?;
         }
         archive.console()?;
         archive.file("init", &agent)?;
         archive.file(MODULES_LIST.trim_start_matches('/'), list.as_bytes())?;
-        for module in &modules {
-            archive.file(&format!("{}/{}", MODULES_DIR.trim_start_matches('/'), module.line.file), &module.bytes)?;
+        for (file, bytes) in &modules {
+            archive.file(&format!("{folder}/{file}"), bytes)?;
         }
         archive.finish()?.flush()
     };
-    write().map_err(ImageError::file("write", path))
-}
-
-fn move_file(from: &Path, to: &Path) -> Result<(), ImageError> {
-    fs::rename(from, to).map_err(ImageError::file("rename", from))
-}
-
-fn remove_folder(path: &Path) -> Result<(), ImageError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ImageError::file("remove", path)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn sync(path: &Path) -> Result<(), ImageError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(ImageError::file("sync", path))
+    File::create(path).and_then(write).map_err(ImageError::file("write", path))
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::bootstrap::RECIPE;
+use crate::bootstrap::{DPKG_OPTIONS, RECIPE};
 use crate::error::ImageError;
 use crate::modules::WANTED;
 
@@ -76,22 +76,33 @@ impl ImageInputs {
 /// When the agent can't be read.
 pub fn digest(inputs: &ImageInputs) -> Result<String, ImageError> {
     let agent = fs::read(&inputs.agent).map_err(ImageError::file("read", &inputs.agent))?;
+    Ok(shortened(&format!("agent {}\nbase {}\n", blake3::hash(&agent).to_hex(), base_digest(inputs))))
+}
+
+/// The digest of all but the agent.
+pub(crate) fn base_digest(inputs: &ImageInputs) -> String {
     let mut text = format!(
-        "recipe {RECIPE_VERSION}\nagent {}\nsuite {} {}\nscript {}\n",
-        blake3::hash(&agent).to_hex(),
+        "recipe {RECIPE_VERSION}\nsuite {} {}\nscript {}\n",
         inputs.distribution.kind.kernel_package(),
         inputs.distribution.suite,
         blake3::hash(RECIPE.as_bytes()).to_hex(),
     );
+    for option in DPKG_OPTIONS {
+        text.push_str(&format!("option {option}\n"));
+    }
     for package in &inputs.packages {
         text.push_str(&format!("package {package}\n"));
     }
     for (module, when) in WANTED {
         text.push_str(&format!("module {module} {when:?}\n"));
     }
+    shortened(&text)
+}
+
+fn shortened(text: &str) -> String {
     let mut digits = blake3::hash(text.as_bytes()).to_hex().to_string();
     digits.truncate(DIGEST_DIGITS);
-    Ok(digits)
+    digits
 }
 
 /// Reads `ID` and `VERSION_CODENAME` (os-release(5)).

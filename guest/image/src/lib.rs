@@ -8,12 +8,15 @@
 //! modules     which kernel modules the initramfs needs, in the order to load them
 //! cpio        writes a newc archive
 //! manifest    manifest.json: digests and sizes of what was built
-//! builder     puts it together in a folder beside the place it goes to, then renames it
+//! staged      a folder that is built once: complete, or not there
+//! base        root file system, kernel and modules: what the images of all agents share
+//! builder     an image: the base and an initramfs with the agent
 //! ```
 //!
 //! It knows nothing of hypervisors: an image is three files and a manifest.
 
 mod agent;
+mod base;
 mod bootstrap;
 mod builder;
 mod cpio;
@@ -22,9 +25,10 @@ mod inputs;
 mod manifest;
 mod modules;
 mod sources;
+mod staged;
 
 pub use agent::find_or_build_agent;
 pub use builder::{ImageDir, Progress, Step, ensure};
 pub use error::ImageError;
-pub use inputs::{ImageInputs, digest};
+pub use inputs::{Distribution, DistributionKind, ImageInputs, digest};
 pub use manifest::{FileEntry, Manifest, PackageEntry};

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ImageError;
@@ -90,19 +91,30 @@ impl FileEntry {
 impl Manifest {
     /// Reads the manifest of an image's folder.
     pub(crate) fn read(dir: &Path) -> Result<Self, ImageError> {
-        #[derive(Deserialize)]
-        struct Version {
-            schema: u32,
-        }
-        let path = dir.join(MANIFEST_FILE);
-        let text = fs::read_to_string(&path).map_err(ImageError::file("read", &path))?;
-        let damaged = |error: serde_json::Error| ImageError::Damaged { path: path.clone(), what: error.to_string() };
-        let Version { schema } = serde_json::from_str(&text).map_err(damaged)?;
-        if schema > SCHEMA {
-            return Err(ImageError::Schema { path, found: schema, known: SCHEMA });
-        }
-        serde_json::from_str(&text).map_err(damaged)
+        read_versioned(&dir.join(MANIFEST_FILE), SCHEMA)
     }
+}
+
+/// Reads a JSON file that carries a schema version, which must not be newer than `known`.
+pub(crate) fn read_versioned<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T, ImageError> {
+    #[derive(Deserialize)]
+    struct Version {
+        schema: u32,
+    }
+    let text = fs::read_to_string(path).map_err(ImageError::file("read", path))?;
+    let damaged = |error: serde_json::Error| ImageError::Damaged { path: path.to_owned(), what: error.to_string() };
+    let Version { schema } = serde_json::from_str(&text).map_err(damaged)?;
+    if schema > known {
+        return Err(ImageError::Schema { path: path.to_owned(), found: schema, known });
+    }
+    serde_json::from_str(&text).map_err(damaged)
+}
+
+/// Writes a JSON file for people to read as well.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ImageError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| ImageError::Damaged { path: path.to_owned(), what: error.to_string() })?;
+    fs::write(path, text + "\n").map_err(ImageError::file("write", path))
 }
 
 /// Reads `name<TAB>version` lines, as the recipe writes them.

@@ -1,5 +1,7 @@
 //! Builds the real image (or reuses it) under the source tree's `.atoll/image`.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and tells what it measured")]
+
 use std::path::Path;
 
 use guest_image::{ImageDir, ImageInputs, digest, ensure, find_or_build_agent};
