@@ -227,6 +227,7 @@ impl Watch {
 
     /// Notes and tells how it ended, and removes what can't be used again.
     fn finish(self, status: ExitStatus) -> Result<(), StartError> {
+        self.machine.finish_recording();
         let how = how(self.machine.reason(), status, &self.errors.log.last_line());
         let config = self.machine.config();
         remove_sockets(config);

@@ -41,6 +41,8 @@ pub(super) struct Machine {
     state: Mutex<State>,
     reaped: Condvar,
     connections: AtomicUsize,
+    /// Held while `vm.json` is written, so that the end doesn't come between its two names.
+    recording: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -66,6 +68,7 @@ impl Machine {
             state: Mutex::default(),
             reaped: Condvar::new(),
             connections: AtomicUsize::new(0),
+            recording: Mutex::default(),
         })
     }
 
@@ -115,6 +118,11 @@ impl Machine {
         state.reaped = true;
         self.reaped.notify_all();
         status
+    }
+
+    /// After the monitor was reaped: waits for a record that is being written. None is begun any more.
+    pub(super) fn finish_recording(&self) {
+        drop(self.recording.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Answers all who wait for the end.
@@ -236,6 +244,10 @@ fn record(machine: &Machine, keeper: ProcessRef) -> Result<(), String> {
         vmm: machine.vmm,
         spec: config.spec.clone(),
     };
+    let _recording = machine.recording.lock().unwrap_or_else(PoisonError::into_inner);
+    if machine.state().reaped {
+        return Err("the monitor has ended".to_owned());
+    }
     write_json(&config.spec.folder.record(), &record).map_err(|error| error.to_string())
 }
 

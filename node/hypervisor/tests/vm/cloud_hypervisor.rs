@@ -1,0 +1,377 @@
+//! Cloud Hypervisor as it really is, with a freestanding guest: its verbs, its ends, and its words for what it refuses. Where the
+//! program isn't there, or `/dev/kvm` doesn't open, that is told.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fabric_types::{HypervisorKind, Shape};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use node_hypervisor::{
+    AccelChoice, CloudHypervisorConfig, CloudHypervisorDriver, Hypervisor, HypervisorChoice, ImagePaths, MemorySource,
+    ProbeConfig, Vm, VmError, VmSpec, VmState, probe,
+};
+
+use crate::freestanding::{self, SAID, TICK, Then};
+use crate::support::{Place, files_in, image, keeper, ms, processes_naming, runs, skip, until};
+
+/// How long such a guest may take to say its line, or to end, on a busy host.
+const SAY_LIMIT: Duration = Duration::from_secs(10);
+/// Long enough to see whether a guest ticks: under a paravirtual KVM a tick takes some milliseconds.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// The driver, or a loud word that the test can't run.
+async fn driver(what: &str) -> Option<CloudHypervisorDriver> {
+    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        skip(what, &format!("/dev/kvm doesn't open: {error}"));
+        return None;
+    }
+    match CloudHypervisorDriver::new(CloudHypervisorConfig::new(keeper())).await {
+        Ok(driver) => Some(driver),
+        Err(VmError::Program { .. }) => {
+            skip(what, "no cloud-hypervisor binary");
+            None
+        }
+        Err(error) => panic!("the cloud-hypervisor that is here can't be used: {error}"),
+    }
+}
+
+/// A place whose machines boot such a guest, and the folder with its kernel, to be kept as long.
+fn place(then: Then) -> (Place, TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    (Place::new(freestanding::image(folder.path(), then)), folder)
+}
+
+/// A probe for Cloud Hypervisor by name.
+fn by_name(place: &Place, image: ImagePaths) -> ProbeConfig {
+    ProbeConfig {
+        hypervisor: HypervisorChoice::CloudHypervisor,
+        accel: AccelChoice::Auto,
+        image,
+        cache_dir: place.path("cache"),
+        run: place.path("run"),
+        keeper: keeper(),
+    }
+}
+
+fn said(spec: &VmSpec) -> String {
+    String::from_utf8_lossy(&fs::read(spec.folder.console_log()).unwrap_or_default()).into_owned()
+}
+
+fn ticks(spec: &VmSpec) -> usize {
+    said(spec).matches(TICK).count()
+}
+
+async fn running(driver: &CloudHypervisorDriver, place: &Place) -> (Box<dyn Vm>, VmSpec) {
+    let spec = place.booting();
+    let vm = driver.create(spec.clone()).await.expect("created");
+    vm.resume().await.expect("it runs");
+    (vm, spec)
+}
+
+async fn how_it_ends(vm: &dyn Vm) -> String {
+    tokio::time::timeout(SAY_LIMIT, vm.ended()).await.expect("its end is seen")
+}
+
+fn nothing_is_left(place: &Place, spec: &VmSpec) {
+    assert_eq!(files_in(&spec.folder.dir), ["disk"]);
+    assert_eq!(files_in(&spec.folder.run), [""; 0]);
+    assert_eq!(processes_naming(place), [0; 0]);
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_runs_pauses_and_resumes_a_guest() {
+    let Some(driver) = driver("cloud_hypervisor, a freestanding guest").await else { return };
+    let (place, _kernel) = place(Then::Tick);
+    let spec = place.booting();
+    let start = Instant::now();
+    let vm = driver.create(spec.clone()).await.expect("created");
+    let created = ms(start);
+    assert_eq!(vm.state().await.expect("a state"), VmState::Paused);
+    vm.pause().await.expect("a machine that never ran pauses");
+    assert_eq!(said(&spec), "", "it runs before it was resumed");
+    let start = Instant::now();
+    vm.resume().await.expect("it runs");
+    let booted = ms(start);
+    until("the guest's words", SAY_LIMIT, || said(&spec).starts_with(SAID)).await;
+    println!("created in {created:.1} ms, boot call {booted:.1} ms, the guest spoke after {:.1} ms", ms(start));
+    until("a tick", SAY_LIMIT, || ticks(&spec) > 0).await;
+
+    for _ in 0..3 {
+        let start = Instant::now();
+        vm.pause().await.expect("it pauses");
+        let paused = ms(start);
+        let start = Instant::now();
+        assert_eq!(vm.state().await.expect("a state"), VmState::Paused);
+        let asked = ms(start);
+        // What it had said when it was stopped is still on its way through the pipe.
+        tokio::time::sleep(WATCH / 5).await;
+        let (before, used) = (ticks(&spec), vm.counters().await.expect("counters"));
+        tokio::time::sleep(WATCH).await;
+        let still = vm.counters().await.expect("counters");
+        assert_eq!(ticks(&spec), before, "a paused guest goes on");
+        assert!(still.cpu_ms - used.cpu_ms <= 50, "a paused machine used {} ms", still.cpu_ms - used.cpu_ms);
+        assert!(runs(still.vmm_pid) && runs(still.keeper_pid));
+        let start = Instant::now();
+        vm.resume().await.expect("it goes on");
+        println!("paused in {paused:.2} ms, state in {asked:.2} ms, resumed in {:.2} ms: {still:?}", ms(start));
+        vm.resume().await.expect("a second time changes nothing");
+        until("a tick after a pause", SAY_LIMIT, || ticks(&spec) > before).await;
+    }
+    assert_eq!(said(&spec).matches(SAID).count(), 1, "it went on, it didn't start again");
+    confined(vm.counters().await.expect("counters").vmm_pid);
+
+    let start = Instant::now();
+    let error = vm.channel().await.expect_err("this guest has no agent").to_string();
+    println!("channel refused in {:.0} ms: {error}", ms(start));
+    assert!(matches!(vm.save_template().await, Err(VmError::Unsupported { .. })));
+    assert!(matches!(vm.snapshot(&place.path("s")).await, Err(VmError::Unsupported { .. })));
+
+    let start = Instant::now();
+    vm.shutdown().await.expect("it ends");
+    println!("shut down in {:.1} ms", ms(start));
+    assert_eq!(vm.ended().await, "it was shut down");
+    nothing_is_left(&place, &spec);
+}
+
+/// Each thread of a running monitor that runs guest code or parses a guest's bytes is under a system call filter.
+fn confined(pid: u32) {
+    let mut names = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).expect("threads") {
+        let path = thread.expect("a thread").path();
+        let name = fs::read_to_string(path.join("comm")).expect("a name").trim().to_owned();
+        let status = fs::read_to_string(path.join("status")).expect("a status");
+        let filtered = status.lines().any(|line| line.split_whitespace().eq(["Seccomp:", "2"]));
+        assert!(filtered || !name.starts_with("vcpu"), "{name} has no filter");
+        names.push(format!("{name}{}", if filtered { "+" } else { "-" }));
+    }
+    println!("threads, + is filtered: {}", names.join(" "));
+    assert!(names.iter().any(|name| name.starts_with("vcpu")), "{names:?}");
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_ends_while_paused_and_before_its_first_instruction() {
+    let Some(driver) = driver("cloud_hypervisor, ends").await else { return };
+    let (place, _kernel) = place(Then::Tick);
+    for (label, resumes, pauses) in [("never run", false, false), ("paused", true, true), ("running", true, false)] {
+        let spec = place.booting();
+        let vm = driver.create(spec.clone()).await.expect("created");
+        if resumes {
+            vm.resume().await.expect("it runs");
+        }
+        if pauses {
+            vm.pause().await.expect("it pauses");
+        }
+        let start = Instant::now();
+        vm.shutdown().await.expect("it ends");
+        println!("shut down, {label}: {:.1} ms", ms(start));
+        assert!(start.elapsed() < Duration::from_secs(4), "{label}: {:?}", start.elapsed());
+        vm.shutdown().await.expect("ending is idempotent");
+        assert_eq!(vm.state().await.expect("a state"), VmState::Ended);
+        match vm.resume().await {
+            Err(VmError::Ended { how, .. }) => assert_eq!(how, "it was shut down"),
+            other => panic!("{label}: resumed after its end: {other:?}"),
+        }
+        nothing_is_left(&place, &spec);
+    }
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_guest_that_ends_itself_has_ended() {
+    let Some(driver) = driver("cloud_hypervisor, guests that end themselves").await else { return };
+    for then in [Then::PowerOff, Then::Reset, Then::TripleFault] {
+        let (place, _kernel) = place(then);
+        let (vm, spec) = running(&driver, &place).await;
+        let how = how_it_ends(vm.as_ref()).await;
+        println!("{then:?}: {how}");
+        assert_eq!(said(&spec), SAID, "{then:?}: it started again");
+        assert_eq!(vm.state().await.expect("a state"), VmState::Ended);
+        match driver.adopt(&spec.folder).await {
+            Err(VmError::Ended { how: told, .. }) => assert_eq!(told, how),
+            other => panic!("{then:?}: adopted a dead machine: {:?}", other.err()),
+        }
+        vm.shutdown().await.expect("what is left is removed");
+        nothing_is_left(&place, &spec);
+    }
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_machine_is_adopted_and_goes_on() {
+    let Some(driver) = driver("cloud_hypervisor, adoption").await else { return };
+    let (place, _kernel) = place(Then::Tick);
+    let (vm, spec) = running(&driver, &place).await;
+    let before = vm.counters().await.expect("counters");
+    drop(vm);
+    let start = Instant::now();
+    let vm = driver.adopt(&spec.folder).await.expect("adopted");
+    println!("adopted in {:.1} ms", ms(start));
+    assert_eq!((vm.spec(), vm.state().await.expect("a state")), (&spec, VmState::Running));
+    assert_eq!(vm.counters().await.expect("counters").vmm_pid, before.vmm_pid);
+    let seen = ticks(&spec);
+    until("a tick after adoption", SAY_LIMIT, || ticks(&spec) > seen).await;
+    vm.pause().await.expect("it pauses");
+    drop(vm);
+    let vm = driver.adopt(&spec.folder).await.expect("adopted while it is paused");
+    assert_eq!(vm.state().await.expect("a state"), VmState::Paused);
+    kill(Pid::from_raw(i32::try_from(before.vmm_pid).expect("a pid")), Signal::SIGKILL).expect("killed");
+    assert_eq!(how_it_ends(vm.as_ref()).await, "the monitor was killed by signal 9");
+    vm.shutdown().await.expect("what is left is removed");
+    nothing_is_left(&place, &spec);
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_that_hangs_is_a_timeout_and_can_be_ended() {
+    let Some(driver) = driver("cloud_hypervisor, a monitor that hangs").await else { return };
+    let (place, _kernel) = place(Then::Tick);
+    let (vm, spec) = running(&driver, &place).await;
+    let pid = Pid::from_raw(i32::try_from(vm.counters().await.expect("counters").vmm_pid).expect("a pid"));
+    kill(pid, Signal::SIGSTOP).expect("stopped");
+    let start = Instant::now();
+    let error = vm.pause().await.expect_err("it hangs");
+    println!("{error} ({:.0} ms)", ms(start));
+    assert!(matches!(error, VmError::Timeout { .. }), "{error}");
+    assert!(error.to_string().contains("'vm.info'"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    // SIGTERM isn't heard; SIGKILL is.
+    let start = Instant::now();
+    vm.shutdown().await.expect("it ends");
+    println!("a hanging monitor ended in {:.0} ms", ms(start));
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    nothing_is_left(&place, &spec);
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_refuses_in_words_and_leaves_nothing() {
+    let Some(driver) = driver("cloud_hypervisor, refusals").await else { return };
+    let (place, _kernel) = place(Then::Tick);
+
+    let mut spec = place.booting();
+    spec.image = ImagePaths { kernel: place.path("no-kernel"), ..spec.image };
+    fs::write(&spec.image.kernel, "this is no kernel").expect("written");
+    refused_at_boot(&driver, &place, spec, "no kernel").await;
+
+    let mut spec = place.booting();
+    fs::remove_file(&spec.disk).expect("removed");
+    fs::create_dir(&spec.disk).expect("made");
+    refused_at_boot(&driver, &place, spec, "a folder as its disk").await;
+
+    let mut spec = place.booting();
+    spec.memory = MemorySource::Clone { template: place.path("no-template") };
+    let error = driver.create(spec.clone()).await.err().expect("no clones").to_string();
+    assert!(error.contains("use QEMU for templates, clones and snapshots"), "{error}");
+    nothing_is_left(&place, &spec);
+}
+
+async fn refused_at_boot(driver: &CloudHypervisorDriver, place: &Place, spec: VmSpec, what: &str) {
+    let vm = match driver.create(spec.clone()).await {
+        Ok(vm) => vm,
+        Err(error) => {
+            println!("{what}, at creation: {error}");
+            assert!(matches!(error, VmError::Refused { .. }), "{error}");
+            return nothing_is_left(place, &spec);
+        }
+    };
+    let error = vm.resume().await.expect_err("it can't boot");
+    println!("{what}, at boot: {error}");
+    assert!(matches!(&error, VmError::Refused { monitor: "cloud-hypervisor", .. }), "{error}");
+    let sentence = error.to_string();
+    assert!(sentence.len() < 600 && !sentence.contains(['[', '"', '\n']), "{sentence}");
+    // A machine that didn't boot is still there to be ended, and no more.
+    vm.shutdown().await.expect("it ends");
+    nothing_is_left(place, &spec);
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_of_an_unknown_version_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refusal = async |says: &str| {
+        let program = folder.path().join("cloud-hypervisor");
+        script(&program, says);
+        let config = CloudHypervisorConfig { program, ..CloudHypervisorConfig::new(keeper()) };
+        CloudHypervisorDriver::new(config).await.err().map(|error| error.to_string())
+    };
+    for version in ["v51.2", "v55.0", "v55.0-3-gabcdef"] {
+        let error = refusal(&format!("echo cloud-hypervisor {version}")).await.expect("refused");
+        let sentence = format!("cloud-hypervisor {version} is installed; versions 52 to 54 are supported");
+        assert!(error.ends_with(&sentence), "{error}");
+    }
+    for version in ["v52.0", "v53.0-246-gae44c2971", "54.1"] {
+        assert_eq!(refusal(&format!("echo cloud-hypervisor {version}")).await, None, "{version}");
+    }
+    for broken in ["exit 1", "echo segmentation fault >&2; kill -9 $$", "yes cloud-hypervisor | head -c 1000000"] {
+        let error = refusal(broken).await.expect("refused");
+        println!("{broken}: {error}");
+        assert!(error.len() < 500, "{error}");
+    }
+    let start = Instant::now();
+    let error = refusal("exec sleep 60").await.expect("refused");
+    println!("a program that hangs: {error}");
+    assert!(error.contains("ATOLL_CLOUD_HYPERVISOR") && start.elapsed() < Duration::from_secs(15), "{error}");
+}
+
+fn script(path: &Path, does: &str) {
+    fs::write(path, format!("#!/bin/sh\n{does}\n")).expect("written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("executable");
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_shapes_are_made_as_asked() {
+    let Some(driver) = driver("cloud_hypervisor, shapes").await else { return };
+    let (place, _kernel) = place(Then::Tick);
+    for (cpu, memory, disk) in [(1, 256, 1), (2, 512, 1)] {
+        let mut spec = place.booting();
+        spec.shape = Shape::new(cpu, memory, disk).expect("a shape");
+        let vm = driver.create(spec.clone()).await.expect("created");
+        vm.resume().await.expect("it runs");
+        until("the guest's words", SAY_LIMIT, || said(&spec).starts_with(SAID)).await;
+        let pid = vm.counters().await.expect("counters").vmm_pid;
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+        let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+        let vcpus = names.filter(|name| name.starts_with("vcpu")).count();
+        assert_eq!(i64::try_from(vcpus).expect("few"), cpu);
+        vm.shutdown().await.expect("it ends");
+        nothing_is_left(&place, &spec);
+    }
+}
+
+#[tokio::test]
+async fn vm_probe_takes_cloud_hypervisor_only_where_it_boots() {
+    let Some(driver) = driver("the probe of cloud_hypervisor").await else { return };
+    // With a kernel that this KVM runs, it is taken.
+    let (place, _kernel) = place(Then::Tick);
+    let start = Instant::now();
+    let probed = probe(by_name(&place, place.booting().image)).await.expect("it boots");
+    println!("probe, freestanding guest: {:.0} ms: {}", ms(start), probed.driver.isolation().reason);
+    assert_eq!(probed.driver.fit(), driver.fit());
+    assert_eq!(processes_naming(&place), [0; 0]);
+
+    // With one that faults at once, or ends in the middle, it is not: in seconds, with a reason.
+    for then in [Then::TripleFault, Then::PowerOff] {
+        let (place, _kernel) = self::place(then);
+        let start = Instant::now();
+        let error = probe(by_name(&place, place.booting().image)).await.expect_err("it ends").to_string();
+        println!("probe, {then:?}: {:.0} ms: {error}", ms(start));
+        assert!(error.contains("cloud_hypervisor with kvm doesn't work: "), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+        assert_eq!(processes_naming(&place), [0; 0]);
+    }
+
+    let Some(image) = image() else { return skip("the probe of cloud_hypervisor, our kernel", "there is no guest image") };
+    let place = Place::new(image.clone());
+    let start = Instant::now();
+    let outcome = probe(by_name(&place, image)).await;
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    match outcome {
+        Ok(probed) => {
+            println!("probe, our kernel: {:.0} ms: {}", ms(start), probed.driver.isolation().reason);
+            assert_eq!(probed.driver.fit().hypervisor, HypervisorKind::CloudHypervisor);
+        }
+        Err(error) => {
+            println!("probe, our kernel: {:.0} ms: {error}", ms(start));
+            assert!(error.to_string().contains("cloud_hypervisor with kvm doesn't work: "), "{error}");
+        }
+    }
+    assert_eq!(processes_naming(&place), [0; 0]);
+}
