@@ -230,8 +230,9 @@ impl Keeper {
                 {
                     self.keep(warm);
                 }
-                let slots: Vec<_> = self.slots.drain(..).collect();
-                futures::future::join_all(slots.iter().map(|slot| destroy(&slot.warm))).await;
+                // Their watches end here: these deaths are no news.
+                let clones: Vec<_> = self.slots.drain(..).map(|slot| slot.warm).collect();
+                futures::future::join_all(clones.iter().map(destroy)).await;
                 while self.burials.join_next().await.is_some() {}
                 self.level.target = 0;
                 self.count();
@@ -382,7 +383,7 @@ async fn exercise(
     vm.resume().await?;
     let link = open(&label, vm.as_ref()).await?;
     let running_ms = begun.elapsed().as_millis();
-    rehearsal::rehearse(&label, &link).await?;
+    rehearsal::rehearse(&label, &link, rehearsal::CLONE).await?;
     vm.pause().await?;
     record.ready = true;
     let at = home.clone();

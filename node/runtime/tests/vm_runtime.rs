@@ -21,8 +21,8 @@ const COUNT: &str = "nohup sh -c 'n=0; while :; do n=$((n+1)); echo $n > /root/c
 
 async fn count(runtime: &node_runtime::Runtime, number: u8) -> u64 {
     for _ in 0..50 {
-        // The file is empty for the moment in which it is written.
-        if let Ok(count) = exec(runtime, number, "cat /root/count").await.parse() {
+        // The file isn't there at first, and empty for the moment in which it is written.
+        if let Ok(count) = exec(runtime, number, "cat /root/count 2>/dev/null || true").await.parse() {
             return count;
         }
     }
