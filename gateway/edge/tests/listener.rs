@@ -126,6 +126,19 @@ async fn a_connection_that_says_nothing_or_half_is_closed() {
 }
 
 #[tokio::test]
+async fn a_connection_that_has_sent_a_request_outlives_the_limit_for_the_first() {
+    let served = served(EdgeLimits { headers_within: Duration::from_millis(200), ..EdgeLimits::default() });
+    let mut stream = TcpStream::connect(served.address).await.expect("a connection");
+    let mut buffer = [0; 4096];
+    for _ in 0..3 {
+        stream.write_all(b"GET /api/health HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("written");
+        let count = stream.read(&mut buffer).await.expect("an answer");
+        assert!(buffer[..count].starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&buffer[..count]));
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_stop_drains_in_a_bounded_time() {
     let served = served(EdgeLimits { drain: Duration::from_millis(500), ..EdgeLimits::default() });
     let mut idle = TcpStream::connect(served.address).await.expect("a connection");

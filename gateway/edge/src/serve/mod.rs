@@ -133,7 +133,7 @@ impl Connection {
         });
         let builder = builder(&self.limits);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(Mended::new(stream)), service));
-        let mut draining = false;
+        let (mut draining, mut awaits_first) = (false, true);
         let mut first_request = pin!(sleep(self.limits.headers_within));
         loop {
             tokio::select! {
@@ -148,9 +148,12 @@ impl Connection {
                     draining = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = first_request.as_mut(), if !begun.load(Ordering::Relaxed) => {
-                    debug!(%peer, "a connection sent no request in time");
-                    return;
+                () = first_request.as_mut(), if awaits_first => {
+                    if !begun.load(Ordering::Relaxed) {
+                        debug!(%peer, "a connection sent no request in time");
+                        return;
+                    }
+                    awaits_first = false;
                 }
             }
         }
