@@ -198,7 +198,7 @@ impl Keeper {
             let (job, deaths) = (self.job.as_mut(), &mut self.deaths.1);
             tokio::select! {
                 biased;
-                () = ended.cancelled() => return,
+                () = ended.cancelled() => return self.let_go(),
                 request = self.inbox.recv() => match request {
                     Some(request) => self.handle(request).await,
                     None => return,
@@ -208,6 +208,11 @@ impl Keeper {
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => self.begin(),
             }
         }
+    }
+
+    /// Leaves the clones to the next process of the node, which can't open a session while this one has one.
+    fn let_go(self) {
+        self.slots.iter().for_each(|slot| slot.warm.link.close());
     }
 
     async fn handle(&mut self, request: Request) {

@@ -52,8 +52,8 @@ pub(crate) async fn rehearse(label: &str, link: &Link, programs: &[Program]) -> 
         check(label, "run a rehearsal's command", reply)?;
     }
     let commands_ms = begun.elapsed().as_millis();
-    for Program { language, code } in programs.iter().copied() {
-        let (language, code) = (language.to_owned(), code.to_owned());
+    for Program { language, code } in programs {
+        let (language, code) = ((*language).to_owned(), (*code).to_owned());
         let request = CodeRunRequest { code, language, merge: true, ..CodeRunRequest::default() };
         let reply = link.post("/v1/code-run", &request, NOBODY, COMMAND_MAX).await;
         check(label, "run a rehearsal's program", reply)?;

@@ -210,7 +210,8 @@ impl Runtime {
     }
 
     /// Takes no new work, waits until what is under way is done or `deadline` has passed, and lets go of the machines:
-    /// they run on with their keepers, for the next start.
+    /// they run on with their keepers, for the next start. Requests to guests aren't waited for, they end here: whoever
+    /// relays them drains first.
     pub async fn drain(&self, deadline: Duration) {
         let context = &self.inner.context;
         let until = Instant::now() + deadline;

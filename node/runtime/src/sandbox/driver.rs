@@ -103,7 +103,7 @@ impl Driver {
             let (live, queue) = (self.live.as_ref(), &mut self.seat.queue);
             tokio::select! {
                 biased;
-                () = ended.cancelled() => return,
+                () = ended.cancelled() => return self.let_go(),
                 how = machine_ended(live) => self.lost(how).await,
                 envelope = queue.recv() => match envelope {
                     Some(envelope) => {
@@ -121,6 +121,13 @@ impl Driver {
                     None => return,
                 },
             }
+        }
+    }
+
+    /// Leaves the machine to the next process of the node, which can't open a session while this one has one.
+    fn let_go(self) {
+        if let Some(link) = self.live.and_then(|live| live.link) {
+            link.close();
         }
     }
 
