@@ -277,8 +277,6 @@ fn a_reader_goes_away(mesh: &Mesh, one: &Sandbox) -> anyhow::Result<()> {
     ensure!(process.ends_within(Duration::from_secs(20)), "it writes on with no reader");
     let status = child.wait()?;
     ensure!(status.code() == Some(141), "it ended with {status}");
-    // Nobody listens any more: the command in the guest is ended too.
-    eventually("the command has ended", Duration::from_secs(30), || {
-        one.shell(mesh, "pgrep -x yes")?.ends_with(1).map(drop)
-    })
+    // The command in the guest goes on, as after a lost connection; what it writes is dropped, and it can be ended.
+    one.says(mesh, "pkill -x yes").map(drop)
 }

@@ -5,7 +5,7 @@
 //! ports      a range of free ports
 //! mesh       a mesh that runs: started, killed in parts, started again, stopped
 //! command    the atoll command line against it
-//! process    its processes, found by a mark in their environment, ended by pid
+//! process    its processes, found by a mark, ended by pid
 //! footprint  what it uses outside its folder while it runs, and what of that is left after
 //! step       named steps of a long test, and skips that are told
 //! ```

@@ -1,4 +1,4 @@
-//! Processes of one mesh, found by a mark in their environment, which every child inherits; ended by pid.
+//! Processes of one mesh, found by a mark, which is the name of its folder too; ended by pid.
 
 use std::fs;
 use std::path::PathBuf;
@@ -77,12 +77,14 @@ impl Process {
     }
 }
 
-/// All living processes that carry a mark in their environment.
+/// All living processes that carry a mark: in their environment, which a child inherits, or among their words. A
+/// keeper starts with a clean environment, but its words name its folder.
 pub fn marked(mark: &str) -> Vec<Process> {
     let wanted = format!("{MARK_VARIABLE}={mark}");
     let carries = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         environment.split(|byte| *byte == 0).any(|pair| pair == wanted.as_bytes())
+            || Process::of(*pid).is_some_and(|process| process.command.contains(mark))
     };
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -94,6 +96,18 @@ pub fn marked(mark: &str) -> Vec<Process> {
 mod tests {
     use super::*;
     use std::process::Command;
+
+    #[test]
+    fn a_process_is_found_by_its_words_alone() {
+        let mark = format!("words-{}", std::process::id());
+        let program = format!(": {mark}; read line");
+        let mut child =
+            Command::new("sh").args(["-c", &program]).stdin(std::process::Stdio::piped()).spawn().expect("sh");
+        assert_eq!(marked(&mark).iter().map(|process| process.pid).collect::<Vec<_>>(), [child.id() as i32]);
+        drop(child.stdin.take());
+        child.wait().expect("its end");
+        assert!(marked(&mark).is_empty());
+    }
 
     #[test]
     fn a_marked_process_is_found_with_its_children_and_gone_after() {
