@@ -198,3 +198,63 @@ impl Board {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fabric_types::{RegionCode, SandboxId};
+
+    use super::*;
+    use crate::sandbox::{State, handle};
+    use crate::testing::spec;
+
+    fn enter(board: &Board, number: u8, generation: u64) -> Result<Entry, RuntimeError> {
+        let mut spec = spec(number);
+        let region: RegionCode = "fra".parse().expect("a region");
+        // Sixteen bytes modulo 36 make fewer ids than 256: the number in two of them.
+        let mut chance = [0; 16];
+        (chance[0], chance[1]) = (number / 36, number % 36);
+        spec.id = SandboxId::new(&region, chance);
+        let (id, generation) = (spec.id.clone(), Generation(generation));
+        let state = State { spec: Arc::new(spec), phase: Phase::Placed, link: None };
+        board.enter(&id, generation, || handle(state, generation, UnixMillis(0), UnixMillis(0)).0)
+    }
+
+    #[test]
+    fn a_node_holds_as_many_sandboxes_as_it_may_and_no_more() {
+        let board = Board::new();
+        for number in 0..200 {
+            assert!(matches!(enter(&board, number, 1), Ok(Entry::New(_))), "{number}");
+        }
+        assert!(matches!(enter(&board, 200, 1), Err(RuntimeError::Full { limit: SANDBOXES_MAX })));
+        assert!(matches!(enter(&board, 7, 1), Ok(Entry::Known(_))), "one that is here is found all the same");
+        board.leave(&board.all()[0].id.clone());
+        assert!(matches!(enter(&board, 200, 1), Ok(Entry::New(_))));
+    }
+
+    #[test]
+    fn what_was_buried_is_entered_again_under_a_higher_generation_alone() {
+        let board = Board::new();
+        let Ok(Entry::New(made)) = enter(&board, 1, 2) else { panic!("it is new") };
+        board.leave(&made.id);
+        board.bury(&made.id, Generation(2), UnixMillis(1));
+        assert!(matches!(enter(&board, 1, 2), Err(RuntimeError::Phase { phase: Phase::Gone, .. })));
+        assert!(matches!(enter(&board, 1, 3), Ok(Entry::New(_))));
+    }
+
+    #[test]
+    fn the_graveyard_forgets_its_oldest() {
+        let board = Board::new();
+        for at in 0..=BURIED_MAX {
+            let mut chance = [0; 16];
+            (chance[0], chance[1], chance[2]) = ((at % 36) as u8, (at / 36 % 36) as u8, (at / 1296) as u8);
+            let id = SandboxId::new(&"fra".parse().expect("a region"), chance);
+            board.bury(&id, Generation(1), UnixMillis(at as u64));
+        }
+        let (_, held_back) = board.world(0);
+        assert_eq!(held_back.len(), BURIED_MAX);
+        let oldest = SandboxId::new(&"fra".parse().expect("a region"), [0; 16]);
+        assert!(!held_back.contains_key(&oldest));
+    }
+}

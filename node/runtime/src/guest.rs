@@ -35,8 +35,8 @@ pub type GuestBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Syn
 
 /// Longest wait for an answer's head: a command of the longest possible time, and a minute for its guest to say so.
 const ANSWER_MAX: Duration = Duration::from_secs(EXEC_SECONDS_MAX as u64 + 60);
-/// Opening a session with a running guest takes milliseconds; 5 s is a guest that doesn't answer.
-pub(crate) const OPEN_MAX: Duration = Duration::from_secs(5);
+/// Opening a session with a running guest takes milliseconds, and a second on a host that translates ten of them at once.
+pub(crate) const OPEN_MAX: Duration = Duration::from_secs(10);
 /// Largest answer to one of our own calls, bytes: they are small JSON, and what a guest says is bounded.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// HTTP/2 flow control, bytes a stream and a connection: an upload at the channel's speed isn't held up by windows.

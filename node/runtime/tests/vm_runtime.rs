@@ -152,6 +152,33 @@ async fn vm_a_restored_snapshot_counts_on_as_someone_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_a_snapshot_is_resumed_where_its_template_never_was() {
+    let Some(here) = Place::new("template out of a store") else { return };
+    let Some(there) = Place::new("template out of a store").map(Place::without_templates) else { return };
+    let store = here.store().await;
+    let runtime = here.start_with(0, store.clone()).await;
+    runtime.run(request(1)).await.expect("run");
+    exec(&runtime, 1, COUNT).await;
+    let before = count(&runtime, 1).await;
+    let snapshot = "snap-aaaaaaaaaaaaaaaa".parse().expect("a snapshot id");
+    let taken = runtime.snapshot(&id(1), ONE, snapshot).await.expect("snapshot");
+    end(&here, runtime).await;
+
+    let runtime = there.start_with(0, store).await;
+    let mut from = request(2);
+    from.spec.source = Source::Snapshot { manifest: taken.manifest };
+    let mut unlike = from.clone();
+    unlike.spec.shape = Shape::new(2, 1024, 3).expect("a shape");
+    let refused = runtime.run(unlike).await.expect_err("another shape");
+    assert!(refused.to_string().contains("needs shape 1x1024x3"), "{refused}");
+    let start = Instant::now();
+    runtime.run(from).await.expect("restored");
+    println!("restore with its template from the store {:.1} ms", ms(start));
+    assert!(count(&runtime, 2).await >= before);
+    end(&there, runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_a_new_process_of_the_node_adopts_what_lives() {
     let Some(place) = Place::new("adoption") else { return };
     let store = place.store().await;

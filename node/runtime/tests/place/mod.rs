@@ -31,7 +31,7 @@ pub(crate) struct Place {
     root: tempfile::TempDir,
     image: ImagePaths,
     digest: String,
-    node: &'static str,
+    templates: PathBuf,
 }
 
 impl Place {
@@ -51,7 +51,15 @@ impl Place {
         // Another test of this process may have set it.
         let _ = logs.try_init();
         let root = tempfile::Builder::new().prefix("atoll-rt-").tempdir().expect("a folder");
-        Some(Self { root, image, digest, node: "fra-1" })
+        // Kept between tests and runs: booting a template takes ten seconds of each.
+        let templates = Path::new(env!("CARGO_TARGET_TMPDIR")).join("runtime-templates");
+        Some(Self { root, image, digest, templates })
+    }
+
+    /// The same on a host that has never seen a template.
+    pub(crate) fn without_templates(mut self) -> Self {
+        self.templates = self.path("templates");
+        self
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -60,11 +68,10 @@ impl Place {
 
     pub(crate) fn config(&self, pool_target: u32) -> RuntimeConfig {
         RuntimeConfig {
-            node: self.node.parse().expect("a node id"),
+            node: "fra-1".parse().expect("a node id"),
             dir: self.path("node"),
             run: self.path("run"),
-            // Kept between tests and runs: booting a template takes ten seconds of each.
-            templates: Path::new(env!("CARGO_TARGET_TMPDIR")).join("runtime-templates"),
+            templates: self.templates.clone(),
             image: self.image.clone(),
             image_digest: self.digest.clone(),
             agent_protocol: PROTOCOL,
