@@ -1,5 +1,5 @@
-//! A node of one machine: creates what the specification on standard input says, under QEMU with TCG, says so and waits to be killed. This
-//! crate's tests kill it at any moment.
+//! A node of one machine: creates what the specification on standard input says, under QEMU with TCG, says so and waits
+//! to be killed. This crate's tests kill it at any moment.
 //!
 //! ```text
 //! node KEEPER < spec.json

@@ -12,8 +12,9 @@ use nix::unistd::{Whence, lseek};
 
 use crate::{VmError, sys};
 
-/// Options of mkfs.ext4. The journal has ext4's least size (4 MiB), so that a killed machine's disk needs no check; inode
-/// tables count as zeroed, since the file is all holes: nothing is written for them here, nor by the guest's kernel later.
+/// Options of mkfs.ext4. The journal has ext4's least size (4 MiB), so that a killed machine's disk needs no check;
+/// inode tables count as zeroed, since the file is all holes: nothing is written for them here, nor by the guest's
+/// kernel later.
 const MKFS_OPTIONS: [&str; 13] = [
     "-q",
     "-F",
@@ -32,8 +33,8 @@ const MKFS_OPTIONS: [&str; 13] = [
 /// The file system's label.
 const LABEL: &str = "atoll";
 
-/// Makes a machine's own disk: a sparse raw file of `size` with an empty ext4, about 400 KiB of it allocated. Blocks for some
-/// 10 ms; it runs `mkfs.ext4` (package e2fsprogs). An existing file is replaced.
+/// Makes a machine's own disk: a sparse raw file of `size` with an empty ext4, about 400 KiB of it allocated. Blocks
+/// for some 10 ms; it runs `mkfs.ext4` (package e2fsprogs). An existing file is replaced.
 pub fn make_disk(path: &Path, size: DiskGib) -> Result<(), VmError> {
     let failed = |source| VmError::File { action: "make the disk", path: path.to_owned(), source };
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path).map_err(failed)?;

@@ -24,8 +24,8 @@ pub(crate) fn host_features() -> Result<Vec<String>, VmError> {
     Ok(features_of(&text))
 }
 
-/// Whether the processor says that it has hardware virtualization itself. Without it, a `/dev/kvm` is a host's emulation of it, and only
-/// a probe tells whether it runs our kernel.
+/// Whether the processor says that it has hardware virtualization itself. Without it, a `/dev/kvm` is a host's
+/// emulation of it, and only a probe tells whether it runs our kernel.
 pub(crate) fn has_vmx_or_svm() -> bool {
     host_features().is_ok_and(|features| features.iter().any(|feature| feature == "vmx" || feature == "svm"))
 }

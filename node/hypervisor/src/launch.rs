@@ -19,8 +19,9 @@ const GONE_LIMIT: Duration = Duration::from_secs(5);
 const GRACE_MS: u32 = 2000;
 /// How long the end of a shutdown may be waited for: both signals and the memory freed.
 const END_LIMIT: Duration = Duration::from_secs(7);
-/// How long a monitor that closed its socket may take to be seen as ended.
-const EXIT_LIMIT: Duration = Duration::from_millis(500);
+/// How long a monitor that closed its socket, and its keeper after it, may take to end: a crash takes longer than an
+/// exit.
+const EXIT_LIMIT: Duration = Duration::from_secs(1);
 /// Between two looks at a keeper that refuses to say more: it has too many connections.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -36,10 +37,11 @@ pub(crate) fn check_files(spec: &VmSpec) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Adds what the monitor said on its standard error, if the error comes from its end.
-pub(crate) async fn explained(error: VmError, folder: &VmFolder, vmm: ProcessRef) -> VmError {
+/// Adds what the monitor said on its standard error, if the error comes from its end, which is awaited as `process`:
+/// the keeper's end rather than the monitor's own, since all of the log is there by then.
+pub(crate) async fn explained(error: VmError, folder: &VmFolder, process: ProcessRef) -> VmError {
     match error {
-        VmError::Ended { label, how } if vmm.gone(EXIT_LIMIT).await => {
+        VmError::Ended { label, how } if process.gone(EXIT_LIMIT).await => {
             let said = last_line(&folder.vmm_log());
             let how = if said.is_empty() { how } else { format!("{how}; it said: {said}") };
             VmError::Ended { label, how }
@@ -48,7 +50,8 @@ pub(crate) async fn explained(error: VmError, folder: &VmFolder, vmm: ProcessRef
     }
 }
 
-/// After a failed creation, whose connection is closed: waits until the keeper has ended its machine and removes all files.
+/// After a failed creation, whose connection is closed: waits until the keeper has ended its machine and removes all
+/// files.
 pub(crate) async fn clear_after(folder: &VmFolder, here: Option<Here>) {
     if let Some(here) = here {
         for process in [here.keeper, here.vmm] {
@@ -147,7 +150,8 @@ impl Kept {
         }
     }
 
-    /// Ends both processes and removes their files. The second time it does nothing: the folder may be another machine's by then.
+    /// Ends both processes and removes their files. The second time it does nothing: the folder may be another
+    /// machine's by then.
     pub(crate) async fn shutdown(&self) -> Result<(), VmError> {
         if self.cleared.load(Ordering::Acquire) {
             return Ok(());

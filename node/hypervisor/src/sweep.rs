@@ -27,14 +27,14 @@ pub enum Swept {
     Nothing,
 }
 
-/// Looks into each folder, ends keepers and monitors of half-made machines and clears after them. Blocks: milliseconds for what is
-/// sound, up to 7 s for what has to be killed.
+/// Looks into each folder, ends keepers and monitors of half-made machines and clears after them. Blocks: milliseconds
+/// for what is sound, up to 7 s for what has to be killed.
 pub fn sweep<'a>(folders: impl IntoIterator<Item = &'a VmFolder>) -> Vec<Swept> {
     folders.into_iter().map(sweep_one).collect()
 }
 
-/// Ends whatever machine lives in the folder, whether complete or not, waits until its processes are gone and removes its files;
-/// answers whether there was anything. Idempotent. Blocks, up to 15 s for what resists.
+/// Ends whatever machine lives in the folder, whether complete or not, waits until its processes are gone and removes
+/// its files; answers whether there was anything. Idempotent. Blocks, up to 15 s for what resists.
 pub fn end_machine(folder: &VmFolder) -> bool {
     let socket = folder.keeper_socket();
     let greeted = match ask_blocking(&socket, &Request::Hello, ANSWER_LIMIT) {
@@ -59,8 +59,8 @@ fn sweep_one(folder: &VmFolder) -> Swept {
     }
 }
 
-/// Waits for the processes, kills what doesn't go, and removes all files; whether there were any. Without known processes, those of the
-/// record.
+/// Waits for the processes, kills what doesn't go, and removes all files; whether there were any. Without known
+/// processes, those of the record.
 fn clear(folder: &VmFolder, known: Option<[ProcessRef; 2]>) -> bool {
     for process in known.or_else(|| recorded(folder)).into_iter().flatten() {
         if !process.wait_gone(EXIT_LIMIT) {

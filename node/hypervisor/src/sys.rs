@@ -12,9 +12,9 @@ mod ioctls {
     nix::ioctl_write_int!(ficlone, 0x94, 9);
 }
 
-/// Has the kernel kill the command's process when the thread that starts it ends (`PR_SET_PDEATHSIG`, prctl(2)). Call it and
-/// `spawn` from a thread that lives as long as the process. The kernel forgets the wish where the program is set-user-id
-/// or carries file capabilities.
+/// Has the kernel kill the command's process when the thread that starts it ends (`PR_SET_PDEATHSIG`, prctl(2)). Call
+/// it and `spawn` from a thread that lives as long as the process. The kernel forgets the wish where the program is
+/// set-user-id or carries file capabilities.
 pub(crate) fn die_with_parent(command: &mut Command) {
     let parent = nix::unistd::getpid();
     let before_exec = move || {
@@ -29,13 +29,15 @@ pub(crate) fn die_with_parent(command: &mut Command) {
 
 /// A descriptor that becomes readable when the process ends (pidfd_open(2), Linux 5.3).
 pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: why unsafe: neither std nor nix wraps this call. Why it holds: it takes two integers and touches no memory.
+    // SAFETY: why unsafe: neither std nor nix wraps this call. Why it holds: it takes two integers and touches no
+    // memory.
     let answer = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0 as libc::c_long) };
     let descriptor = i32::try_from(answer).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     if descriptor < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: why unsafe: a number becomes an owner. Why it holds: the kernel has just made it and nobody else knows it.
+    // SAFETY: why unsafe: a number becomes an owner. Why it holds: the kernel has just made it and nobody else knows
+    // it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
@@ -43,7 +45,7 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 pub(crate) fn clone_file(source: &File, target: &File) -> io::Result<()> {
     let source =
         libc::c_ulong::try_from(source.as_raw_fd()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-    // SAFETY: why unsafe: an ioctl's argument isn't typed. Why it holds: FICLONE takes an open descriptor's number, both
-    // files are open for the length of the call, and no memory is passed.
+    // SAFETY: why unsafe: an ioctl's argument isn't typed. Why it holds: FICLONE takes an open descriptor's number,
+    // both files are open for the length of the call, and no memory is passed.
     unsafe { ioctls::ficlone(target.as_raw_fd(), source) }.map(drop).map_err(io::Error::from)
 }

@@ -1,4 +1,5 @@
-//! A template's folder: memory, device state and disk of a guest that has booted, sealed by a manifest that is written last.
+//! A template's folder: memory, device state and disk of a guest that has booted, sealed by a manifest that is written
+//! last.
 //!
 //! ```text
 //! template.json   the manifest; without it the folder is half-made and never used
@@ -35,21 +36,23 @@ pub struct TemplateManifest {
     pub fit: Fit,
     /// Its shape, and that of every clone.
     pub shape: Shape,
-    /// BLAKE3 over each page of memory that isn't zero, with its offset before it (64 bits, little-endian): the template's identity.
-    /// A snapshot's private pages mean nothing over other memory.
+    /// BLAKE3 over each page of memory that isn't zero, with its offset before it (64 bits, little-endian): the
+    /// template's identity. A snapshot's private pages mean nothing over other memory.
     pub memory: Digest,
     /// BLAKE3 of the device state.
     pub state: Digest,
     /// BLAKE3 of the kernel and the initramfs it booted, one after the other.
     pub kernel: Digest,
-    /// The root file system's length in bytes. Its content is the image's affair; a clone with another root would read garbage.
+    /// The root file system's length in bytes. Its content is the image's affair; a clone with another root would read
+    /// garbage.
     pub root_bytes: u64,
     /// The memory file's length in bytes.
     pub memory_bytes: u64,
 }
 
 impl TemplateManifest {
-    /// Reads the manifest of a sealed template. A folder without one is an error of kind `File`, with `NotFound` as its source.
+    /// Reads the manifest of a sealed template. A folder without one is an error of kind `File`, with `NotFound` as its
+    /// source.
     pub fn read(folder: &Path) -> Result<Self, VmError> {
         read_json(&manifest_file(folder), SCHEMA)
     }
@@ -75,7 +78,8 @@ impl TemplateManifest {
     }
 }
 
-/// Syncs the template's files and writes its manifest. Blocks: hashing takes about a second for each GiB that isn't zero.
+/// Syncs the template's files and writes its manifest. Blocks: hashing takes about a second for each GiB that isn't
+/// zero.
 pub(crate) fn seal(folder: &Path, fit: &Fit, shape: Shape, image: &ImagePaths) -> Result<(), VmError> {
     let failed = |action: &'static str, path: &Path| {
         let path = path.to_owned();

@@ -13,7 +13,8 @@ use tokio::net::UnixStream;
 pub struct VmFolder {
     /// The persistent folder: keeper state (`vm.json`), console log, device state. Private to the machine.
     pub dir: PathBuf,
-    /// The short run folder for its sockets (`k` keeper, `q` monitor, `c` guest channel): a full path ends at 107 bytes.
+    /// The short run folder for its sockets (`k` keeper, `q` monitor, `c` guest channel): a full path ends at 107
+    /// bytes.
     pub run: PathBuf,
 }
 
@@ -44,7 +45,8 @@ pub enum MemorySource {
         /// The template's folder.
         template: PathBuf,
     },
-    /// A snapshot: the template's memory, the private pages laid over it, the snapshot's device state; paused until `resume`.
+    /// A snapshot: the template's memory, the private pages laid over it, the snapshot's device state; paused until
+    /// `resume`.
     Restore {
         /// The template's folder.
         template: PathBuf,
@@ -77,7 +79,8 @@ pub struct SnapshotFiles {
     pub device_state: PathBuf,
     /// A sparse file as long as guest memory; only `runs` are meaningful.
     pub pages: PathBuf,
-    /// The ranges of `pages` that differ from the template, as (offset, length) in bytes, 4 KiB aligned, ascending, disjoint.
+    /// The ranges of `pages` that differ from the template, as (offset, length) in bytes, 4 KiB aligned, ascending,
+    /// disjoint.
     pub runs: Vec<(u64, u64)>,
     /// The disk as it was at the same moment.
     pub disk: PathBuf,
@@ -143,15 +146,15 @@ pub trait Vm: Send + Sync + 'static {
     async fn state(&self) -> Result<VmState, VmError>;
     /// Only for `BootTemplate`: pauses, saves device state and seals the template's folder. The machine ends.
     async fn save_template(&self) -> Result<(), VmError>;
-    /// Stops, writes device state, private pages and disk under `into`, and goes on if it ran before. Only for machines made by
-    /// `Clone` or `Restore` (and, where the driver can, `Boot`).
+    /// Stops, writes device state, private pages and disk under `into`, and goes on if it ran before. Only for machines
+    /// made by `Clone` or `Restore` (and, where the driver can, `Boot`).
     async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError>;
     /// Opens the byte channel to the agent. A newer connection replaces an older one.
     async fn channel(&self) -> Result<UnixStream, VmError>;
     /// What the monitor uses.
     async fn counters(&self) -> Result<Counters, VmError>;
-    /// Has the keeper kill the monitor when CLOCK_BOOTTIME reaches the deadline, whether this node lives or not; none takes it
-    /// back. A machine starts without one.
+    /// Has the keeper kill the monitor when CLOCK_BOOTTIME reaches the deadline, whether this node lives or not; none
+    /// takes it back. A machine starts without one.
     async fn set_deadline(&self, deadline: Option<BoottimeMs>) -> Result<(), VmError> {
         let why = format!("this driver keeps no deadline such as {deadline:?}");
         Err(VmError::Unsupported { verb: "set_deadline", why })

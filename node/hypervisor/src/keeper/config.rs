@@ -96,7 +96,8 @@ impl VmFolder {
         self.run.join("c")
     }
 
-    /// Every file that a keeper and its monitor make, but for the record; `.tmp` is what is written before it gets its name.
+    /// Every file that a keeper and its monitor make, but for the record; `.tmp` is what is written before it gets its
+    /// name.
     pub(crate) fn all_files(&self) -> Vec<PathBuf> {
         let elder = |path: &Path| path.with_extension("log.1");
         let (console, vmm) = (self.console_log(), self.vmm_log());

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-/// Bytes of one file; when it is full it becomes the elder one (`.log.1`) and replaces the one before. A boot's console is
-/// 30 KiB when it is not quiet.
+/// Bytes of one file; when it is full it becomes the elder one (`.log.1`) and replaces the one before. A boot's console
+/// is 30 KiB when it is not quiet.
 pub(crate) const LOG_BYTES_MAX: u64 = 256 << 10;
 /// Bytes of the last line that a sentence about the end quotes.
 const LAST_BYTES: usize = 300;

@@ -12,8 +12,8 @@
 //!   both ── end, a deadline, or the monitor ends by itself ──> Ended
 //! ```
 //!
-//! It knows nothing of sandboxes, nor what the monitor is: it has a command line, sockets to hand on and a record to write.
-//! It dies with its monitor (which it then reaps, noting how it ended in `ended.json`), and its monitor with it.
+//! It knows nothing of sandboxes, nor what the monitor is: it has a command line, sockets to hand on and a record to
+//! write. It dies with its monitor (which it then reaps, noting how it ended in `ended.json`), and its monitor with it.
 
 mod client;
 mod config;

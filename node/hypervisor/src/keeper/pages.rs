@@ -1,8 +1,8 @@
 //! A monitor's private pages: found by /proc/PID/pagemap, read and written in its memory from outside.
 //!
-//! A clone maps the template's memory file privately: a page that it only read is still the file's page, one that it wrote is
-//! its own. Bit 61 of a pagemap entry tells them apart (Documentation/admin-guide/mm/pagemap.rst). Reading another process's
-//! memory is its parent's right (and root's), so the keeper does it.
+//! A clone maps the template's memory file privately: a page that it only read is still the file's page, one that it
+//! wrote is its own. Bit 61 of a pagemap entry tells them apart (Documentation/admin-guide/mm/pagemap.rst). Reading
+//! another process's memory is its parent's right (and root's), so the keeper does it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};

@@ -45,9 +45,9 @@ enum StartError {
     Program { program: PathBuf, source: io::Error },
 }
 
-/// Runs one machine's keeper until its monitor has ended: `keeper --config FILE`, with the listening socket `k` as standard
-/// input. Call it before the process has a second thread; it needs no runtime. The arguments are those after the
-/// subcommand's name.
+/// Runs one machine's keeper until its monitor has ended: `keeper --config FILE`, with the listening socket `k` as
+/// standard input. Call it before the process has a second thread; it needs no runtime. The arguments are those after
+/// the subcommand's name.
 pub fn keeper_main(args: &[OsString]) -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,8 +79,8 @@ fn run(args: &[OsString]) -> Result<(), StartError> {
     }
 }
 
-/// A session of its own: signals to the node's terminal or process group don't reach the keeper, nor the monitor. Files are
-/// private, and a crash of the monitor writes no guest memory to disk.
+/// A session of its own: signals to the node's terminal or process group don't reach the keeper, nor the monitor. Files
+/// are private, and a crash of the monitor writes no guest memory to disk.
 fn detach() -> Result<(), StartError> {
     // Refused only to a group's leader, which then is apart already.
     let _ = nix::unistd::setsid();

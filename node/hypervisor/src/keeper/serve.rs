@@ -203,8 +203,8 @@ fn connection(machine: &Machine, stream: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Greets. The first greeting is the creator's: the record is written while the monitor starts, and until the creator has
-/// confirmed, the end of its connection is the end of the machine.
+/// Greets. The first greeting is the creator's: the record is written while the monitor starts, and until the creator
+/// has confirmed, the end of its connection is the end of the machine.
 fn greet(machine: &Machine, stream: &UnixStream, mut reader: BufReader<&UnixStream>) -> io::Result<()> {
     let keeper = ProcessRef::of(std::process::id())?;
     let (first, confirmed) = {

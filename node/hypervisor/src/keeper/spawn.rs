@@ -45,8 +45,8 @@ pub(crate) struct SpawnedKeeper {
     pub(crate) here: Here,
 }
 
-/// Starts a keeper with its machine and greets it. On an error nothing of it is left; a folder in which another machine lives is left as
-/// it is.
+/// Starts a keeper with its machine and greets it. On an error nothing of it is left; a folder in which another machine
+/// lives is left as it is.
 pub(crate) async fn spawn(program: &KeeperProgram, config: &KeeperConfig) -> Result<SpawnedKeeper, VmError> {
     let folder = &config.spec.folder;
     let listener = prepare(folder)?;

@@ -62,8 +62,8 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    /// Opens it, waiting for others. Blocks as long as another node's trial takes. Findings of another boot, or that can't be read,
-    /// count as none.
+    /// Opens it, waiting for others. Blocks as long as another node's trial takes. Findings of another boot, or that
+    /// can't be read, count as none.
     pub(super) fn open(folder: &Path) -> Result<Self, VmError> {
         let path = folder.join("probe.json");
         let lock_path = folder.join("probe.lock");

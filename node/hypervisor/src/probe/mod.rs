@@ -6,8 +6,8 @@
 //! cache    what was found since the host started, shared by the nodes of the host
 //! ```
 //!
-//! What was asked for by name and doesn't work is an error with the reason; nothing weaker is put in its place. TCG needs
-//! no trial: it asks nothing of the processor.
+//! What was asked for by name and doesn't work is an error with the reason; nothing weaker is put in its place. TCG
+//! needs no trial: it asks nothing of the processor.
 
 mod cache;
 mod choice;
@@ -108,8 +108,8 @@ pub enum ProbeError {
     Cache(#[from] VmError),
 }
 
-/// Finds the driver for what was asked. Takes milliseconds when the findings are kept, and up to 20 s for each trial else; nodes
-/// that start at once on one host wait for the first one's findings.
+/// Finds the driver for what was asked. Takes milliseconds when the findings are kept, and up to 20 s for each trial
+/// else; nodes that start at once on one host wait for the first one's findings.
 pub async fn probe(config: ProbeConfig) -> Result<Probed, ProbeError> {
     let (hypervisor, accel) = (config.hypervisor, config.accel);
     let chosen = candidates(hypervisor, accel).map_err(|why| ProbeError::Impossible { hypervisor, accel, why })?;

@@ -16,8 +16,8 @@ pub(super) const KERNEL_ARGS: &str = "ignore_loglevel earlyprintk=serial,ttyS0,1
 const FIRST_SIGN: &str = "Linux version";
 /// What it says when it starts the agent.
 const LAST_SIGN: &str = "Run /init as init process";
-/// Until the first sign: with working hardware virtualization it takes 0.3 s; a paravirtual KVM was seen to spend 3 s in the firmware
-/// and then hang while the kernel unpacks itself.
+/// Until the first sign: with working hardware virtualization it takes 0.3 s; a paravirtual KVM was seen to spend 3 s
+/// in the firmware and then hang while the kernel unpacks itself.
 const FIRST_LIMIT: Duration = Duration::from_secs(6);
 /// Until the last sign: about 1 s, with slack for a busy host.
 const LAST_LIMIT: Duration = Duration::from_secs(15);

@@ -1,7 +1,7 @@
 //! A machine's command line, as pure functions: what isn't on it, the guest doesn't have.
 //!
-//! There is no network card, display, USB, sound or firmware setting; the first virtio disk is the root (read-only), the second the
-//! machine's own; one virtio serial port, `atoll`, is the channel; the first serial port is the console.
+//! There is no network card, display, USB, sound or firmware setting; the first virtio disk is the root (read-only),
+//! the second the machine's own; one virtio serial port, `atoll`, is the channel; the first serial port is the console.
 
 use std::path::Path;
 
@@ -13,13 +13,14 @@ use crate::{MemorySource, VmSpec, template};
 
 /// The virtio port's name, by which the agent finds it in /sys/class/virtio-ports.
 const CHANNEL_PORT: &str = "atoll";
-/// Cache of translated code under TCG, MiB: python3 and node warmed up take some 60 MiB of it, and it is memory private to each
-/// machine. When it is full, it is emptied.
+/// Cache of translated code under TCG, MiB: python3 and node warmed up take some 60 MiB of it, and it is memory private
+/// to each machine. When it is full, it is emptied.
 const TCG_CACHE_MIB: u32 = 128;
 /// What QEMU may not call: new programs, other users' rights, scheduling of others, obsolete calls (seccomp).
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
-/// The processor under TCG: AMD's, so that the guest's kernel doesn't guard against what only Intel's leak (page tables of its own
-/// for user space, costly to translate), with the instructions of x86-64-v2 that distributions begin to assume.
+/// The processor under TCG: AMD's, so that the guest's kernel doesn't guard against what only Intel's leak (page tables
+/// of its own for user space, costly to translate), with the instructions of x86-64-v2 that distributions begin to
+/// assume.
 pub(super) const TCG_CPU: &str = "qemu64-v1";
 /// Added to [`TCG_CPU`].
 pub(super) const TCG_FEATURES: [&str; 8] = ["abm", "cx16", "lahf-lm", "popcnt", "rdrand", "sse4.1", "sse4.2", "ssse3"];

@@ -64,7 +64,8 @@ pub struct QemuDriver {
 }
 
 impl QemuDriver {
-    /// Asks the program for its version and machine types. It boots nothing: whether the accelerator works, the probe tells.
+    /// Asks the program for its version and machine types. It boots nothing: whether the accelerator works, the probe
+    /// tells.
     pub async fn new(config: QemuConfig) -> Result<Self, VmError> {
         let version = version_of(&ask(&config.program, &["--version"]).await?);
         let machine = machine_of(&ask(&config.program, &["-machine", "help"]).await?);
@@ -88,7 +89,8 @@ impl QemuDriver {
         Ok(Self { config, fit, isolation })
     }
 
-    /// The same driver, for machines that serve: with the reason that isolation states, and no further kernel arguments.
+    /// The same driver, for machines that serve: with the reason that isolation states, and no further kernel
+    /// arguments.
     pub(crate) fn for_service(mut self, reason: String) -> Self {
         self.isolation.reason = reason;
         self.config.kernel_args.clear();
@@ -177,7 +179,7 @@ impl Hypervisor for QemuDriver {
         let finished = match prepared {
             Ok(qmp) => creator.confirm().await.map(|()| qmp),
             Err(error) => {
-                let error = explained(error, folder, here.vmm).await;
+                let error = explained(error, folder, here.keeper).await;
                 drop(creator);
                 Err(error)
             }
@@ -198,8 +200,8 @@ impl Hypervisor for QemuDriver {
     }
 }
 
-/// Events tell the end of a transfer; `x-ignore-shared` leaves memory in a shared file out of the stream, and has a reader not expect
-/// it there.
+/// Events tell the end of a transfer; `x-ignore-shared` leaves memory in a shared file out of the stream, and has a
+/// reader not expect it there.
 pub(super) async fn set_capabilities(qmp: &Qmp, ignore_shared: bool) -> Result<(), VmError> {
     let capabilities = json!({ "capabilities": [
         { "capability": "events", "state": true },

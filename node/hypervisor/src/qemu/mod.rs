@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A template's memory is a file mapped shared; its device state is a migration stream without that memory
-//! (`x-ignore-shared`). A clone maps the file privately and loads the stream. A clone's snapshot is its private pages (the
-//! keeper reads them) and `xen-save-devices-state`; a restore is a clone with those pages laid over it.
+//! (`x-ignore-shared`). A clone maps the file privately and loads the stream. A clone's snapshot is its private pages
+//! (the keeper reads them) and `xen-save-devices-state`; a restore is a clone with those pages laid over it.
 
 mod command;
 mod driver;

@@ -1,7 +1,7 @@
 //! QEMU's monitor protocol (docs/interop/qmp-spec): greeting, capabilities, commands matched by id, events.
 //!
-//! One task owns the socket; a command is sent to it with a reply channel. Dropping the last [`Qmp`] closes the socket, so that the
-//! next process of this node may connect: QEMU serves one monitor at a time.
+//! One task owns the socket; a command is sent to it with a reply channel. Dropping the last [`Qmp`] closes the socket,
+//! so that the next process of this node may connect: QEMU serves one monitor at a time.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};

@@ -1,13 +1,14 @@
-//! What every driver's test needs: the image, the keeper, folders that go away, and a loud word when something is missing.
+//! What every driver's test needs: the image, the keeper, folders that go away, and a loud word when something is
+//! missing.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use fabric_types::Shape;
-use node_hypervisor::{ImagePaths, KeeperProgram, MemorySource, VmFolder, VmSpec, make_disk};
+use node_hypervisor::{ImagePaths, KeeperProgram, MemorySource, VmFolder, VmSpec, end_machine, make_disk};
 
 /// How long a guest may take to boot on a busy host.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(90);
@@ -58,10 +59,10 @@ pub(crate) fn keeper() -> KeeperProgram {
     KeeperProgram { program: example("keeper"), args: vec![] }
 }
 
-/// Folders of one test. Dropping it removes them.
+/// Folders of one test. Dropping it ends the machines that a failed test left there and removes them.
 pub(crate) struct Place {
     root: tempfile::TempDir,
-    next: AtomicU32,
+    folders: Mutex<Vec<VmFolder>>,
     image: ImagePaths,
 }
 
@@ -69,7 +70,7 @@ impl Place {
     /// A place in the system's temporary folder, whose path is short enough for sockets.
     pub(crate) fn new(image: ImagePaths) -> Self {
         let root = tempfile::Builder::new().prefix("atoll-vm-").tempdir().expect("a folder");
-        Self { root, next: AtomicU32::new(0), image }
+        Self { root, folders: Mutex::default(), image }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -89,16 +90,27 @@ impl Place {
 
     /// A specification with folders of its own; the disk is not made.
     pub(crate) fn spec(&self, memory: MemorySource) -> VmSpec {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut folders = self.folders.lock().expect("no test panics here");
+        let number = folders.len();
         let dir = self.path(&format!("vm{number}"));
         fs::create_dir_all(&dir).expect("made");
+        let folder = VmFolder { dir: dir.clone(), run: self.path(&format!("r{number}")) };
+        folders.push(folder.clone());
         VmSpec {
             label: format!("vm{number}"),
             disk: dir.join("disk"),
-            folder: VmFolder { dir, run: self.path(&format!("r{number}")) },
+            folder,
             shape: Shape::DEFAULT,
             image: self.image.clone(),
             memory,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for folder in self.folders.get_mut().into_iter().flatten() {
+            end_machine(folder);
         }
     }
 }
