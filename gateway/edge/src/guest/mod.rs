@@ -14,5 +14,5 @@ mod surface;
 mod upload;
 
 pub(crate) use answer::lossy;
-pub(crate) use surface::Guest;
+pub(crate) use surface::{Guest, run_within};
 pub(crate) use upload::Upload;

@@ -110,8 +110,8 @@ impl Guest<'_> {
     }
 }
 
-/// How long a command may run by its own timeout.
-fn run_within(timeout_seconds: Option<u32>) -> Duration {
+/// How long a command's answer may take, by its own timeout.
+pub(crate) fn run_within(timeout_seconds: Option<u32>) -> Duration {
     Duration::from_secs(timeout_seconds.unwrap_or(EXEC_SECONDS_MAX).min(EXEC_SECONDS_MAX).into()) + GRACE
 }
 

@@ -12,12 +12,13 @@ use fabric_api::v1 as wire;
 use fabric_api::{ApiError, ErrorCode};
 use guest_proto::surface::{CodeRunRequest, ExecReply, ExecRequest};
 use http::{HeaderMap, HeaderValue, header};
+use tokio::time::timeout;
 
 use super::exec_events;
 use crate::body::Named;
 use crate::edge::Edge;
 use crate::front::drain::drain;
-use crate::guest::{Guest, Upload, lossy};
+use crate::guest::{Guest, Upload, lossy, run_within};
 use crate::intake;
 use crate::refusal::{Answer, Refusal};
 use crate::request::{Caller, JsonBody, Params, Segments};
@@ -43,7 +44,11 @@ pub(super) async fn exec(
     let events = guest.exec_stream(&request).await?;
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     if !accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(NDJSON)) {
-        return Ok(Json(exec_events::collect(events).await?).into_response());
+        let collected = timeout(run_within(request.timeout_seconds), exec_events::collect(events)).await;
+        let result = collected.map_err(|_| {
+            Refusal(ApiError::new(ErrorCode::Unavailable, "the guest's agent did not tell the command's end in time"))
+        })?;
+        return Ok(Json(result?).into_response());
     }
     let mut response = Response::new(Body::new(Named(events.into_body())));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
