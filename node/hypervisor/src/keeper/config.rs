@@ -69,7 +69,7 @@ impl VmFolder {
         self.dir.join("ended.json")
     }
 
-    /// The guest's serial console, at most twice [`super::console::LOG_BYTES_MAX`] with its elder `console.log.1`.
+    /// The guest's serial console, at most 512 KiB along with its elder `console.log.1`.
     pub fn console_log(&self) -> PathBuf {
         self.dir.join("console.log")
     }
