@@ -106,7 +106,7 @@ impl NodeConfig {
                 config.node
             );
         }
-        if config.bootstrap.catalog_voters.len() % 2 == 0 {
+        if config.bootstrap.catalog_voters.len().is_multiple_of(2) {
             bail!("{}: bootstrap.catalog_voters must be an odd number of nodes", path.display());
         }
         if let Some(stranger) = config.bootstrap.region_voters.iter().find(|voter| voter.region() != region) {

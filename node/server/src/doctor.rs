@@ -221,9 +221,8 @@ fn memory() -> Check {
 }
 
 fn disk() -> Check {
-    let gib = nix::sys::statvfs::statvfs(".")
-        .map(|stat| (stat.blocks_available() as u64 * stat.fragment_size() as u64) >> 30)
-        .unwrap_or(0);
+    let gib =
+        nix::sys::statvfs::statvfs(".").map(|stat| (stat.blocks_available() * stat.fragment_size()) >> 30).unwrap_or(0);
     Check {
         name: "disk",
         ok: gib >= DISK_GIB_MIN,

@@ -106,7 +106,7 @@ impl Layout {
 /// The longest prefix of odd length up to `most`.
 fn odd(mut nodes: Vec<NodeId>, most: usize) -> Vec<NodeId> {
     nodes.truncate(most);
-    if nodes.len() % 2 == 0 {
+    if nodes.len().is_multiple_of(2) {
         nodes.pop();
     }
     nodes

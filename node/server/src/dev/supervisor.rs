@@ -72,7 +72,10 @@ pub(crate) async fn run(args: DevStartArgs, lock: Lock) -> anyhow::Result<()> {
 fn ports_are_free(layout: &Layout) -> anyhow::Result<()> {
     for member in &layout.members {
         let taken = |kind: &str, address: std::net::SocketAddr| {
-            format!("{kind} {address}, which {} needs, is in use; end what uses it or choose another --port-base", member.id)
+            format!(
+                "{kind} {address}, which {} needs, is in use; end what uses it or choose another --port-base",
+                member.id
+            )
         };
         std::net::TcpListener::bind(member.http).with_context(|| taken("TCP", member.http))?;
         std::net::UdpSocket::bind(member.fabric).with_context(|| taken("UDP", member.fabric))?;

@@ -179,11 +179,12 @@ impl Node {
     pub(crate) async fn drain(self, limit: Duration) {
         tracing::info!(node_id = %self.config.node, "draining");
         self.shutdown.cancel();
-        self.service.runtime.drain(limit).await;
+        // Requests first: the runtime's drain ends the channels that relayed requests still use.
         self.tasks.close();
         if tokio::time::timeout(limit, self.tasks.wait()).await.is_err() {
             tracing::warn!("requests were still in progress after {} s", limit.as_secs());
         }
+        self.service.runtime.drain(limit).await;
         self.gossip.shutdown().await;
         tokio::join!(self.service.catalog.shutdown(), self.service.placement.shutdown());
         // A request that is still in progress holds the service and so the store; the process ends either way, and what

@@ -68,7 +68,7 @@ async fn serve(config: NodeConfig) -> anyhow::Result<()> {
 /// Lines on standard output, which the node's starter has made a log; `ATOLL_LOG` sets what is logged.
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ATOLL_LOG").unwrap_or_else(|_| {
-        tracing_subscriber::EnvFilter::new("info,openraft=warn,chitchat=warn,quinn=warn,sled=warn")
+        tracing_subscriber::EnvFilter::new("info,openraft=error,chitchat=warn,quinn=warn,sled=warn")
     });
     let json = std::env::var_os("ATOLL_LOG_JSON").is_some();
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_target(true);

@@ -233,7 +233,7 @@ async fn forget_snapshots(service: Arc<Service>) {
             continue;
         }
         let catalog = service.catalog_state();
-        let known: BTreeSet<Digest> = catalog.snapshots().values().map(|snapshot| snapshot.manifest).collect();
+        let known = with_parents(&service, catalog.snapshots().values().map(|snapshot| snapshot.manifest)).await;
         let held = match service.store.manifests().await {
             Ok(held) => held,
             Err(error) => {
@@ -253,5 +253,111 @@ async fn forget_snapshots(service: Arc<Service>) {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "unreferenced chunks could not be collected"),
         }
+    }
+}
+
+/// Manifests, with the templates that they stand on: the next snapshot of the same template finds it in the store.
+async fn with_parents(service: &Service, manifests: impl Iterator<Item = Digest>) -> BTreeSet<Digest> {
+    let mut known: BTreeSet<Digest> = manifests.collect();
+    let mut open: Vec<Digest> = known.iter().copied().collect();
+    while let Some(digest) = open.pop() {
+        // What isn't in this node's store has no parent to keep here.
+        let Ok(manifest) = service.store.manifest(digest).await else { continue };
+        open.extend(manifest.header().parent.filter(|parent| known.insert(*parent)));
+    }
+    known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Bootstrap, BootstrapKey, SCHEMA};
+    use fabric_types::{Capacity, KeyId, NodeLimits, OrganizationId, Overcommit};
+
+    fn config() -> NodeConfig {
+        let node: NodeId = "fra-1".parse().expect("a node id");
+        NodeConfig {
+            schema: SCHEMA,
+            data: "d".into(),
+            run: "r".into(),
+            image: "i".into(),
+            http: "127.0.0.1:7080".parse().expect("an address"),
+            public_url: "http://127.0.0.1:7080".into(),
+            fabric: "127.0.0.1:8080".parse().expect("an address"),
+            hypervisor: "auto".into(),
+            accel: "auto".into(),
+            pool: 1,
+            store: "sled".into(),
+            gossip_ms: 200,
+            limits: NodeLimits {
+                physical: Capacity { vcpus: 1, memory_mib: 1024, disk_gib: 3 },
+                overcommit: Overcommit::default(),
+            },
+            regions: [(node.region(), "http://127.0.0.1:7080".to_owned())].into(),
+            peers: [(node.clone(), "127.0.0.1:8080".parse().expect("an address"))].into(),
+            bootstrap: Bootstrap {
+                catalog_voters: vec![node.clone()],
+                region_voters: vec![node.clone()],
+                key: Some(BootstrapKey {
+                    id: KeyId::new([1; 16]),
+                    name: "dev".parse().expect("a name"),
+                    hash: Digest::from_bytes([2; 32]),
+                    organization: OrganizationId("default".into()),
+                    shown: "e2b_".into(),
+                }),
+            },
+            node,
+        }
+    }
+
+    fn told(leads: bool) -> catalog::State {
+        let (config, image) = (config(), Digest::from_bytes([3; 32]));
+        let mut state = catalog::State::default();
+        for command in missing_in_catalog(&config, &state, image, leads) {
+            Catalog::apply(&mut state, &command).expect("accepted");
+        }
+        state
+    }
+
+    #[test]
+    fn the_leader_tells_an_empty_catalog_everything_once() {
+        let state = told(true);
+        assert_eq!(
+            (state.regions().len(), state.nodes().len(), state.keys().len(), state.templates().len()),
+            (1, 1, 1, 1)
+        );
+        assert_eq!(missing_in_catalog(&config(), &state, Digest::from_bytes([3; 32]), true), []);
+    }
+
+    #[test]
+    fn a_follower_speaks_for_itself_alone() {
+        let state = told(false);
+        assert_eq!(
+            (state.regions().len(), state.nodes().len(), state.keys().len(), state.templates().len()),
+            (1, 1, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_revoked_first_key_does_not_come_back_while_there_is_another() {
+        let mut state = told(true);
+        let other = ApiKey {
+            name: "other".into(),
+            hash: Digest::from_bytes([9; 32]),
+            organization: OrganizationId("default".into()),
+            created_at: now(),
+            shown: "e2b_".into(),
+        };
+        Catalog::apply(&mut state, &catalog::Command::PutKey { id: KeyId::new([5; 16]), key: other }).expect("added");
+        Catalog::apply(&mut state, &catalog::Command::RemoveKey { id: KeyId::new([1; 16]) }).expect("removed");
+        assert_eq!(missing_in_catalog(&config(), &state, Digest::from_bytes([3; 32]), true), []);
+    }
+
+    #[test]
+    fn a_new_image_replaces_the_template() {
+        let missing = missing_in_catalog(&config(), &told(true), Digest::from_bytes([4; 32]), true);
+        assert!(
+            matches!(&missing[..], [catalog::Command::UpsertTemplate { template, .. }] if template.image == Digest::from_bytes([4; 32]))
+        );
     }
 }
