@@ -27,6 +27,8 @@ use crate::{VmError, sys};
 
 /// How long a machine may stay unconfirmed: ten times what a restore takes on a busy host.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
+/// How often a keeper looks whether its folder is still there.
+const FOLDER_EVERY: Duration = Duration::from_secs(10);
 /// Bytes read from the monitor's output at once: a pipe's size.
 const OUTPUT_BYTES: usize = 64 << 10;
 
@@ -156,6 +158,7 @@ struct Watch {
     console: Output,
     errors: Output,
     started: Instant,
+    looked: Instant,
 }
 
 impl Watch {
@@ -170,7 +173,7 @@ impl Watch {
         let console = Output::new(child.stdout.take().map(Into::into), folder.console_log())?;
         let errors = Output::new(child.stderr.take().map(Into::into), folder.vmm_log())?;
         let machine = Arc::new(Machine::new(config, vmm).map_err(system("make a timer"))?);
-        Ok(Self { machine, listener, child, pidfd, console, errors, started: Instant::now() })
+        Ok(Self { machine, listener, child, pidfd, console, errors, started: Instant::now(), looked: Instant::now() })
     }
 
     fn run(mut self) -> Result<(), StartError> {
@@ -184,7 +187,7 @@ impl Watch {
 
     /// Waits for one event and handles it; true when the monitor has ended.
     fn turn(&mut self, buffer: &mut [u8]) -> Result<bool, StartError> {
-        let timeout = self.confirm_timeout();
+        let timeout = self.next_look();
         let ready = {
             let mut fds = vec![
                 readable(self.pidfd.as_fd()),
@@ -211,18 +214,34 @@ impl Watch {
         {
             serve(&self.machine, stream);
         }
-        if self.confirm_timeout() == PollTimeout::ZERO {
+        if self.confirm_left() == Some(Duration::ZERO) {
             self.machine.kill("nobody confirmed it in time");
         }
+        self.look_for_folder();
         Ok(ready[0])
     }
 
-    fn confirm_timeout(&self) -> PollTimeout {
-        if self.machine.is_confirmed() || self.machine.is_doomed() {
-            return PollTimeout::NONE;
-        }
-        let left = CONFIRM_LIMIT.saturating_sub(self.started.elapsed());
+    /// How long a machine that nobody has confirmed may still live.
+    fn confirm_left(&self) -> Option<Duration> {
+        let settled = self.machine.is_confirmed() || self.machine.is_doomed();
+        (!settled).then(|| CONFIRM_LIMIT.saturating_sub(self.started.elapsed()))
+    }
+
+    fn next_look(&self) -> PollTimeout {
+        let left = self.confirm_left().unwrap_or(FOLDER_EVERY).min(FOLDER_EVERY);
         PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// Ends a machine whose folder was removed: no node can find it any more, and it would run for ever.
+    fn look_for_folder(&mut self) {
+        if self.looked.elapsed() < FOLDER_EVERY {
+            return;
+        }
+        self.looked = Instant::now();
+        let gone = fs::metadata(&self.machine.config().spec.folder.dir);
+        if gone.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            self.machine.kill("its folder was removed");
+        }
     }
 
     /// Notes and tells how it ended, and removes what can't be used again.

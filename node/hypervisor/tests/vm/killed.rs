@@ -140,6 +140,19 @@ async fn vm_dies_with_its_keeper() {
 }
 
 #[tokio::test]
+async fn vm_whose_folder_was_removed_ends_by_itself() {
+    let Some(image) = image() else { return skip("kill tests", "there is no guest image") };
+    let place = Place::new(image);
+    let (vm, spec) = running(&place).await;
+    let counters = vm.counters().await.expect("counters");
+    drop(vm);
+    std::fs::remove_dir_all(&spec.folder.dir).expect("removed");
+    // The keeper looks every 10 s.
+    until("the monitor's end", Duration::from_secs(30), || !runs(counters.vmm_pid)).await;
+    until("the keeper's end", GONE_LIMIT, || !runs(counters.keeper_pid)).await;
+}
+
+#[tokio::test]
 async fn vm_past_its_deadline_is_killed_though_its_node_sleeps() {
     let Some(image) = image() else { return skip("kill tests", "there is no guest image") };
     let place = Place::new(image);
@@ -154,7 +167,7 @@ async fn vm_past_its_deadline_is_killed_though_its_node_sleeps() {
     vm.set_deadline(Some(BoottimeMs(now_ms + 800))).await.expect("set");
     let pid = vm.counters().await.expect("counters").vmm_pid;
     drop(vm);
-    until("the deadline", Duration::from_secs(2), || !runs(pid)).await;
+    until("the deadline", GONE_LIMIT, || !runs(pid)).await;
     until("its record", GONE_LIMIT, || sweep([&spec.folder]) == [Swept::Ended]).await;
     match driver().await.adopt(&spec.folder).await {
         Err(VmError::Ended { how, .. }) => assert_eq!(how, "its deadline passed"),

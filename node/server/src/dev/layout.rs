@@ -150,7 +150,7 @@ mod tests {
         let fra: RegionCode = "fra".parse().expect("a code");
         assert!(Layout::new(Path::new("d"), &[], 1, 7080).is_err());
         assert!(Layout::new(Path::new("d"), &[fra.clone(), fra.clone()], 1, 7080).is_err());
-        assert!(Layout::new(Path::new("d"), &[fra.clone()], 65, 7080).is_err());
+        assert!(Layout::new(Path::new("d"), std::slice::from_ref(&fra), 65, 7080).is_err());
         assert!(Layout::new(Path::new("d"), &[fra], 32, 64_530).is_err());
     }
 }
