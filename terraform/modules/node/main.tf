@@ -15,6 +15,7 @@ locals {
   config = templatefile("${path.module}/node.toml.tftpl", {
     node           = var.node
     data           = var.data
+    run            = var.run
     image          = var.image
     http           = var.http
     public_url     = var.public_url

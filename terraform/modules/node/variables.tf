@@ -60,8 +60,8 @@ variable "limits" {
 
 variable "overcommit" {
   description = "How much more than it has the node promises."
-  type        = object({ vcpus = number, memory = number })
-  default     = { vcpus = 16, memory = 4 }
+  type        = object({ vcpus = number, memory = number, disk = number })
+  default     = { vcpus = 16, memory = 4, disk = 4 }
 }
 
 variable "hypervisor" {
@@ -92,6 +92,12 @@ variable "data" {
   description = "The node's own folder: stores, sandboxes, identity. On a disk that survives the host's restart."
   type        = string
   default     = "/var/lib/atoll/node"
+}
+
+variable "run" {
+  description = "The short folder for sockets; the unit makes /run/atoll."
+  type        = string
+  default     = "/run/atoll"
 }
 
 variable "atoll_bin" {

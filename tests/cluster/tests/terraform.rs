@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
-use tests_harness::{atoll_binary, free_port_base, repository, runs, skip, step};
+use tests_harness::{TempDir, atoll_binary, free_port_base, repository, runs, skip, step, temporary_folder};
 
 #[test]
 fn mesh_terraform_brings_a_fleet_up_and_down() -> anyhow::Result<()> {
@@ -42,9 +42,48 @@ fn mesh_terraform_brings_a_fleet_up_and_down() -> anyhow::Result<()> {
     })
 }
 
+/// A node's configuration as `terraform/modules/node` renders it is read by the program: it fails later, for want of an
+/// image, and not on a field.
+#[test]
+fn mesh_terraform_module_renders_what_a_node_reads() -> anyhow::Result<()> {
+    if !runs("terraform") {
+        return skip("mesh_terraform_module_renders_what_a_node_reads", "terraform is not on PATH");
+    }
+    let folder = temporary_folder()?;
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let module = repository().join("terraform/modules/node");
+    let settings = [
+        format!("source = {:?}", module.display().to_string()),
+        "node = \"fra-1\"\nhttp = \"127.0.0.1:0\"\nfabric = \"127.0.0.1:0\"".to_owned(),
+        "public_url = \"https://fra.example.org\"".to_owned(),
+        "regions = { fra = \"https://fra.example.org\", iad = \"https://iad.example.org\" }".to_owned(),
+        "peers = { \"fra-1\" = \"127.0.0.1:8080\" }".to_owned(),
+        "catalog_voters = [\"fra-1\"]\nregion_voters = [\"fra-1\"]".to_owned(),
+        "limits = { vcpus = 2, memory_mib = 4096, disk_gib = 9 }".to_owned(),
+        format!("bootstrap_key = {{ id = \"key-0123456789abcdef\", name = \"first\", hash = \"{}\", ", "0".repeat(64))
+            + "organization = \"default\", shown = \"e2b_0123\" }",
+        format!("data = {:?}\nrun = {:?}\nimage = {:?}", path("data"), path("run"), path("no-image")),
+    ];
+    let text = format!("module \"node\" {{\n{}\n}}\n", settings.join("\n"))
+        + "output \"config\" { value = module.node.config }\noutput \"unit\" { value = module.node.unit }\n";
+    std::fs::write(folder.path().join("main.tf"), text)?;
+    terraform(folder.path(), &["init", "-input=false"], &[])?;
+    terraform(folder.path(), &["apply", "-input=false", "-auto-approve"], &[])?;
+    let unit = terraform(folder.path(), &["output", "-raw", "unit"], &[])?;
+    ensure!(unit.contains("KillMode=process") && unit.contains("atoll node --config"), "{unit}");
+    let config = folder.path().join("node.toml");
+    std::fs::write(&config, terraform(folder.path(), &["output", "-raw", "config"], &[])?)?;
+    let output = Command::new(atoll_binary()?).args(["node", "--config"]).arg(&config).output()?;
+    let words = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    ensure!(!output.status.success(), "a node without an identity and an image runs: {words}");
+    ensure!(!words.contains("is not a node's configuration"), "{words}");
+    ensure!(words.contains(&*folder.path().to_string_lossy()), "it names what it lacks: {words}");
+    Ok(())
+}
+
 /// The example, copied to a folder of its own so that no state is written into the repository.
 struct Fleet {
-    _folder: tests_harness::TempDir,
+    _folder: TempDir,
     example: PathBuf,
     data: PathBuf,
     port_base: u16,
@@ -53,7 +92,7 @@ struct Fleet {
 
 impl Fleet {
     fn new() -> anyhow::Result<Self> {
-        let folder = tests_harness::temporary_folder()?;
+        let folder = temporary_folder()?;
         let example = folder.path().join("terraform/examples/local");
         std::fs::create_dir_all(&example)?;
         let source = repository().join("terraform/examples/local");
@@ -68,26 +107,17 @@ impl Fleet {
     }
 
     fn terraform(&self, words: &[&str]) -> anyhow::Result<String> {
-        let output = Command::new("terraform")
-            .arg(format!("-chdir={}", self.example.display()))
-            .args(words)
-            .arg("-no-color")
-            .env("CHECKPOINT_DISABLE", "1")
-            // No settings of this machine's user: a mirror or a plug-in of theirs would not be the built-in provider.
-            .env("TF_CLI_CONFIG_FILE", "/dev/null")
-            .env("TF_IN_AUTOMATION", "1")
-            .env("TF_VAR_atoll_bin", &self.binary)
-            .env("TF_VAR_data", &self.data)
-            .env("TF_VAR_port_base", self.port_base.to_string())
-            .env("TF_VAR_regions", r#"["fra","iad"]"#)
-            .env("TF_VAR_regions_folder", repository().join("regions"))
-            .env("TF_VAR_work_folder", repository())
-            .env("TF_VAR_pool", "1")
-            .output()
-            .context("can't run terraform")?;
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "terraform {words:?} ended with {}:\n{out}\n{err}", output.status);
-        Ok(out.into_owned())
+        let text = |path: &Path| path.display().to_string();
+        let variables = [
+            ("atoll_bin", text(&self.binary)),
+            ("data", text(&self.data)),
+            ("port_base", self.port_base.to_string()),
+            ("regions", r#"["fra","iad"]"#.to_owned()),
+            ("regions_folder", text(&repository().join("regions"))),
+            ("work_folder", text(repository())),
+            ("pool", "1".to_owned()),
+        ];
+        terraform(&self.example, words, &variables)
     }
 
     fn atoll(&self, words: &[&str]) -> anyhow::Result<String> {
@@ -110,4 +140,22 @@ impl Drop for Fleet {
         let stop = Command::new(&self.binary).args(["dev", "stop", "--data"]).arg(&self.data).output();
         drop(stop);
     }
+}
+
+/// Runs terraform in a folder, with nothing but its built-in providers.
+fn terraform(folder: &Path, words: &[&str], variables: &[(&str, String)]) -> anyhow::Result<String> {
+    let output = Command::new("terraform")
+        .arg(format!("-chdir={}", folder.display()))
+        .args(words)
+        .arg("-no-color")
+        .env("CHECKPOINT_DISABLE", "1")
+        // No settings of this machine's user: a mirror or a plug-in of theirs would not be the built-in provider.
+        .env("TF_CLI_CONFIG_FILE", "/dev/null")
+        .env("TF_IN_AUTOMATION", "1")
+        .envs(variables.iter().map(|(name, value)| (format!("TF_VAR_{name}"), value)))
+        .output()
+        .context("can't run terraform")?;
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "terraform {words:?} ended with {}:\n{out}\n{err}", output.status);
+    Ok(out.into_owned())
 }

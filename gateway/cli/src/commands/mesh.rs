@@ -5,7 +5,7 @@ use gateway_sdk::{Client, v1};
 use crate::exit::{EXIT_OK, Failure};
 use crate::output::{Output, table};
 
-/// The catalog's group; a region's placement group is `placement/<region>`.
+/// The catalog's group; a region's placement group is `placement-<region>`.
 const CATALOG_GROUP: &str = "catalog";
 
 pub(super) async fn regions(client: &Client, output: &mut Output) -> Result<u8, Failure> {
