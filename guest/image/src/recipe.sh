@@ -20,13 +20,13 @@ for package in ./*.deb; do
 done
 dpkg-query --admindir="$root/var/lib/dpkg" -W -f '${Package}\t${Version}\n' >>packages
 
-# What no guest needs: caches, lists, logs, and the host's own name and resolver, which mmdebstrap copied in.
+# What no guest needs: caches, lists, logs, and the host's own name and resolver, which mmdebstrap copied in. What lies
+# in tmp stays: mmdebstrap's configuration of apt is there, and without it its last apt-get would clean the host's lists.
 cd "$root"
 rm -rf var/lib/apt/lists/* var/cache/apt/* var/cache/debconf/*-old var/cache/ldconfig/* var/lib/dpkg/*-old \
-	var/log/* etc/machine-id etc/hostname etc/resolv.conf tmp/* root/.cache
-mkdir -p -m 0755 .atoll-out
+	var/log/* etc/machine-id etc/hostname etc/resolv.conf root/.cache
 : >etc/machine-id
 
 # Extended attributes and compression are off: under emulation each decompressed page costs the guest.
-mkfs.erofs --quiet -x-1 --exclude-regex='^(dev|proc|sys|run)/.' --exclude-regex='^\.atoll-out' \
+mkfs.erofs --quiet -x-1 --exclude-regex='^(dev|proc|sys|run|tmp)/.' --exclude-regex='^\.atoll-out' \
 	.atoll-out/root.erofs "$root"
