@@ -233,6 +233,18 @@ pub(crate) mod tests {
         assert_eq!(cell.admit(9).unwrap_err().code, AgentErrorCode::NoIdentity);
     }
 
+    proptest::proptest! {
+        /// A name that passes can't put a line into /etc/hosts, nor a MAC of many hosts onto the card.
+        #[test]
+        fn hostile_names_never_pass(hostname in "\\PC{0,70}|[a-z\n -]{0,10}", mac in "[0-9a-g:+]{0,20}|([0-9a-f]{2}:){5}[0-9a-f]{2}") {
+            let hostile = Identity { hostname: hostname.clone(), mac: Some(mac.clone()), ..identity("a", 1) };
+            if Parsed::check(hostile).is_ok() {
+                assert!(hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.'));
+                assert!(mac.len() == 17 && !mac.contains('+'));
+            }
+        }
+    }
+
     #[test]
     fn what_is_no_identity_is_refused_before_anything_changes() {
         let (cell, machine) = (IdentityCell::default(), Recorder::default());

@@ -74,6 +74,19 @@ async fn vm_guest_does_what_the_surface_says() {
     third.generation = 2;
     assert_eq!(third.sh("cat kept").await, "kept\n");
 
+    // A host that is killed in the middle of a download and of a command: the next one is served, the command goes on.
+    third.sh("head -c 50000000 /dev/zero > much").await;
+    let response = third.begin(Method::GET, "/v1/files/content?path=much", "").await;
+    assert_eq!(response.status(), StatusCode::OK);
+    let slow = ExecRequest { command: "sleep 1; echo done > outlived".to_owned(), ..ExecRequest::default() };
+    let begun = third.begin(Method::POST, "/v1/exec", serde_json::to_vec(&slow).unwrap());
+    assert!(tokio::time::timeout(Duration::from_millis(300), begun).await.is_err());
+    third.cut();
+    drop(response);
+    let mut third = guest.session(guest.channel().await).await;
+    third.generation = 2;
+    assert_eq!(third.sh("while [ ! -s outlived ]; do sleep 0.1; done; cat outlived").await, "done\n");
+
     let (_, logs) = third.send(Method::GET, "/v1/logs?tail=1000", "").await;
     let logs = String::from_utf8(logs.to_vec()).unwrap();
     assert!(logs.contains("atoll-agent: up") && logs.contains("Linux version"), "{logs}");

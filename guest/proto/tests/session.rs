@@ -1,5 +1,7 @@
 //! Both ends of the session layer over channels that behave, break and lie.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -91,3 +91,44 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use guest_proto::session::host;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A channel of connections, over the kind of socket that every machine has.
+    fn channel(folder: &Path) -> Channel {
+        let listener = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let connections = VsockListener::from_listening(listener.into()).unwrap();
+        Channel::Vsock { connections, newest: None }
+    }
+
+    #[tokio::test]
+    async fn the_newest_connection_wins_and_one_that_ends_is_no_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let mut channel = channel(folder.path());
+        // One that never opens a session, and one that ends at once.
+        let silent = UnixStream::connect(&path).await.unwrap();
+        drop(UnixStream::connect(&path).await.unwrap());
+        let mut before: Option<SessionStream> = None;
+        for round in 0..3u8 {
+            let connection = UnixStream::connect(&path).await.unwrap();
+            let opened = host::open(connection, [round; 16], Duration::from_secs(5));
+            let (host, guest) = tokio::join!(opened, channel.accept());
+            let (mut host, mut guest) = (host.unwrap(), guest.unwrap());
+            if let Some(mut before) = before.take() {
+                assert_eq!(before.read(&mut [0; 1]).await.unwrap(), 0, "the session before is over");
+            }
+            guest.write_all(&[round]).await.unwrap();
+            assert_eq!(host.read_u8().await.unwrap(), round);
+            before = Some(guest);
+        }
+        drop(silent);
+    }
+}

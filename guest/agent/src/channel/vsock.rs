@@ -36,6 +36,11 @@ impl VsockListener {
         let fd = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
         bind(fd.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
         listen(&fd, Backlog::new(BACKLOG)?)?;
+        Self::from_listening(fd)
+    }
+
+    /// Takes over a listening socket in non-blocking mode.
+    pub(super) fn from_listening(fd: OwnedFd) -> io::Result<Self> {
         Ok(Self(watch_readable(fd)?))
     }
 

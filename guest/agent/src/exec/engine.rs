@@ -26,7 +26,7 @@ use tokio::net::unix::pipe::Sender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::command::Command;
-use super::output::{Collected, Output};
+use super::output::{Budget, Collected, Output};
 use super::reaper::Reaper;
 use crate::refusal::{Answer, file_error, refuse};
 use crate::sys::Exit;
@@ -52,6 +52,7 @@ pub(crate) enum Ended {
 pub(crate) struct Engine {
     reaper: Reaper,
     permits: Arc<Semaphore>,
+    budget: Budget,
 }
 
 /// Where output goes.
@@ -87,14 +88,14 @@ struct Seen {
 
 impl Engine {
     pub(crate) fn new(reaper: Reaper) -> Self {
-        Self { reaper, permits: Arc::new(Semaphore::new(COMMANDS_MAX)) }
+        Self { reaper, permits: Arc::new(Semaphore::new(COMMANDS_MAX)), budget: Budget::default() }
     }
 
     /// Runs a command to its end.
     pub(crate) async fn run(&self, command: Command) -> Answer<Ended> {
         let timeout = command.limits.timeout;
         let running = self.start(&command)?;
-        let sink = Sink::Collect { stdout: Collected::default(), stderr: Collected::default() };
+        let sink = Sink::Collect { stdout: self.collected(), stderr: self.collected() };
         let watch = tokio::spawn(watch(running, command, sink));
         let seen = watch.await.map_err(|_| refuse(AgentErrorCode::Internal, "the watch over a command broke off"))?;
         match (timeout, seen.timed_out) {
@@ -116,6 +117,10 @@ impl Engine {
             let _ = last.send(exit).await;
         });
         Ok(receiver)
+    }
+
+    fn collected(&self) -> Collected {
+        Collected::new(self.budget.clone())
     }
 
     /// Starts the process. Nothing is awaited between its start and its registration.
@@ -287,9 +292,9 @@ fn exit_numbers(exit: Option<Exit>) -> (i32, Option<i32>) {
 
 fn reply(seen: Seen) -> ExecReply {
     let (exit_code, signal) = exit_numbers(seen.exit);
-    let (stdout, stderr) = match seen.sink {
-        Sink::Collect { stdout, stderr } => (stdout, stderr),
-        Sink::Stream(_) => Default::default(),
+    let took_ms = u64::try_from(seen.took.as_millis()).unwrap_or(u64::MAX);
+    let Sink::Collect { stdout, stderr } = seen.sink else {
+        return ExecReply { exit_code, signal, took_ms, ..ExecReply::default() };
     };
     ExecReply {
         exit_code,
@@ -297,6 +302,6 @@ fn reply(seen: Seen) -> ExecReply {
         stdout: STANDARD.encode(&stdout.bytes),
         stderr: STANDARD.encode(&stderr.bytes),
         truncated: stdout.truncated || stderr.truncated,
-        took_ms: u64::try_from(seen.took.as_millis()).unwrap_or(u64::MAX),
+        took_ms,
     }
 }

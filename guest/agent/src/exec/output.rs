@@ -4,6 +4,8 @@ use std::future::poll_fn;
 use std::io::{self, PipeReader};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use guest_proto::surface::OUTPUT_BYTES_MAX;
@@ -86,17 +88,63 @@ impl Output {
     }
 }
 
-/// Output collected up to the limit.
-#[derive(Debug, Default)]
+/// Output of all commands that waits for its answer. An answer in base64 takes as much again, twice: together a fifth
+/// of the smallest guest's memory.
+const COLLECTED_BYTES_MAX: usize = 32 << 20;
+
+/// How much output all commands hold.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Budget(Arc<AtomicUsize>);
+
+/// One output, collected up to its own limit and to what is left for all.
+#[derive(Debug)]
 pub(super) struct Collected {
     pub(super) bytes: Vec<u8>,
     pub(super) truncated: bool,
+    budget: Budget,
 }
 
 impl Collected {
+    pub(super) fn new(budget: Budget) -> Self {
+        Self { bytes: Vec::new(), truncated: false, budget }
+    }
+
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        let kept = bytes.len().min(OUTPUT_BYTES_MAX - self.bytes.len());
+        let held = self.budget.0.load(Ordering::Relaxed);
+        let room = (OUTPUT_BYTES_MAX - self.bytes.len()).min(COLLECTED_BYTES_MAX.saturating_sub(held));
+        let kept = bytes.len().min(room);
+        self.budget.0.fetch_add(kept, Ordering::Relaxed);
         self.bytes.extend_from_slice(&bytes[..kept]);
         self.truncated |= kept < bytes.len();
+    }
+}
+
+impl Drop for Collected {
+    fn drop(&mut self) {
+        self.budget.0.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_output_and_all_together_have_limits() {
+        let budget = Budget::default();
+        let piece = vec![b'x'; 1 << 20];
+        let mut outputs: Vec<Collected> = (0..3).map(|_| Collected::new(budget.clone())).collect();
+        for output in &mut outputs {
+            for _ in 0..17 {
+                output.push(&piece);
+            }
+        }
+        let lens: Vec<usize> = outputs.iter().map(|output| output.bytes.len()).collect();
+        assert_eq!(lens, [OUTPUT_BYTES_MAX, COLLECTED_BYTES_MAX - OUTPUT_BYTES_MAX, 0]);
+        assert!(outputs.iter().all(|output| output.truncated));
+        drop(outputs);
+        let mut again = Collected::new(budget);
+        again.push(&piece);
+        assert!(!again.truncated);
     }
 }

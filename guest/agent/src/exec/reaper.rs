@@ -86,7 +86,6 @@ mod tests {
     use super::*;
 
     /// A child's id; the reaper waits for it.
-    #[expect(clippy::zombie_processes, reason = "waiting for it is what is tested")]
     fn spawn(script: &str) -> Pid {
         Pid::from_raw(Command::new("/bin/sh").args(["-c", script]).spawn().unwrap().id().cast_signed())
     }

@@ -143,7 +143,24 @@ fn decode(text: &str) -> Answer<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn hostile_queries_never_panic(query in "[a-z=&%+\u{e4}0-9./]{0,60}", name in "path|mode|tail|recursive") {
+            // Whatever it is, it is a request or a refusal.
+            let _ = Query::parse(&query);
+            let _ = Query::parse(&format!("{name}={query}"));
+        }
+
+        #[test]
+        fn any_path_survives_the_query(path in "\\PC{1,40}") {
+            let encoded: String = path.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            prop_assert_eq!(Query::parse(&format!("path={encoded}")).unwrap().path, Some(path));
+        }
+    }
 
     fn parse(method: Method, uri: &str) -> Answer<Route> {
         Route::parse(&method, &uri.parse().unwrap())

@@ -13,13 +13,15 @@ use guest_image::{ImageDir, ImageInputs, ensure, find_or_build_agent};
 use guest_proto::boot::{KERNEL_ARGS, KERNEL_ARGS_CONSOLE, KERNEL_ARGS_TCG, PORT_NAME};
 use guest_proto::session::host;
 use guest_proto::surface::{ExecReply, ExecRequest, GENERATION_HEADER, Identity};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 /// How long a guest may take to boot on a machine that builds and tests beside it.
 pub(crate) const BOOT: Duration = Duration::from_secs(60);
@@ -100,8 +102,8 @@ impl Guest {
             Err(error) => panic!("{error}; its console:\n{}", self.console()),
         };
         let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(session)).await.unwrap();
-        tokio::spawn(connection);
-        Host { client, generation: 1 }
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        Host { client, connection, generation: 1 }
     }
 
     /// Whether the monitor has ended within the limit.
@@ -128,18 +130,29 @@ impl Drop for Guest {
 /// The host's side of one session.
 pub(crate) struct Host {
     client: SendRequest<Full<Bytes>>,
+    connection: JoinHandle<()>,
     pub(crate) generation: u64,
 }
 
 impl Host {
-    pub(crate) async fn send(&self, method: Method, uri: &str, body: impl Into<Bytes>) -> (StatusCode, Bytes) {
+    /// Ends the host as `kill -9` would: its socket closes, and the guest hears nothing of it.
+    pub(crate) fn cut(self) {
+        self.connection.abort();
+    }
+
+    /// Begins a request and reads nothing of its answer's body.
+    pub(crate) async fn begin(&self, method: Method, uri: &str, body: impl Into<Bytes>) -> Response<Incoming> {
         let request = Request::builder()
             .method(method)
             .uri(format!("http://guest{uri}"))
             .header(GENERATION_HEADER, self.generation)
             .body(Full::new(body.into()))
             .unwrap();
-        let response = self.client.clone().send_request(request).await.unwrap();
+        self.client.clone().send_request(request).await.unwrap()
+    }
+
+    pub(crate) async fn send(&self, method: Method, uri: &str, body: impl Into<Bytes>) -> (StatusCode, Bytes) {
+        let response = self.begin(method, uri, body).await;
         (response.status(), response.into_body().collect().await.unwrap().to_bytes())
     }
 
