@@ -192,7 +192,7 @@ fn welcome(layout: &Layout, record: &Record, took: Duration) -> String {
     let env_file = layout.env_file();
     let _ = write!(
         text,
-        "\n  API key    {}\n  variables  {}\n  isolation  {}\n  network    guests have no network yet\n\nTry, in another terminal:\n\n  \
+        "\n  API key    {}\n  variables  {}\n  isolation  {} (why: atoll status)\n  network    guests have no network yet\n\nTry, in another terminal:\n\n  \
          source {}\n  {program} run -c 'print(\"Hello World!\")'\n  {program} create --region {} --name box\n  \
          {program} exec box -- uname -a\n\nCtrl-C deletes the sandboxes and stops the mesh.",
         record.api_key,

@@ -153,12 +153,7 @@ impl Publisher {
             target: pools.iter().map(|pool| pool.target).sum(),
             serving: self.serving.load(Ordering::Relaxed) && self.is_registered(),
             emptied: self.emptied.load(Ordering::Relaxed),
-            isolation: Some(format!(
-                "{} with {}: {}",
-                isolation.hypervisor.as_str(),
-                isolation.accelerator.as_str(),
-                isolation.reason
-            )),
+            isolation: Some(format!("{} with {}", isolation.hypervisor.as_str(), isolation.accelerator.as_str())),
             ..Status::begun(pools.first().map_or("starting", |pool| pool.doing.as_str()))
         };
         if last.as_ref() == Some(&status) {

@@ -31,7 +31,7 @@ pub(crate) struct Status {
     pub(crate) serving: bool,
     /// Whether it has deleted its sandboxes and pool, as SIGUSR1 asks.
     pub(crate) emptied: bool,
-    /// Which isolation is in force, and why.
+    /// Which isolation is in force; why is in the API.
     pub(crate) isolation: Option<String>,
 }
 
