@@ -21,7 +21,7 @@ const GRACE_MS: u32 = 2000;
 const END_LIMIT: Duration = Duration::from_secs(7);
 /// How long a monitor that closed its socket, and its keeper after it, may take to end: a crash takes longer than an
 /// exit.
-const EXIT_LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const EXIT_LIMIT: Duration = Duration::from_secs(1);
 /// Between two looks at a keeper that refuses to say more: it has too many connections.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -180,7 +180,8 @@ impl Kept {
     }
 }
 
-fn last_line(log: &Path) -> String {
+/// The last line of a log, without control characters, at most 300 of it; empty if there is none.
+pub(crate) fn last_line(log: &Path) -> String {
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     text.lines().last().unwrap_or_default().chars().filter(|character| !character.is_control()).take(300).collect()

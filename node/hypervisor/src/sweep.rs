@@ -53,21 +53,20 @@ fn sweep_one(folder: &VmFolder) -> Swept {
             end_machine(folder);
             Swept::Cleared
         }
-        Err(_) if folder.end_record().exists() => Swept::Ended,
-        Err(_) if clear(folder, None) => Swept::Cleared,
-        Err(_) => Swept::Nothing,
+        Err(_) => {
+            // A keeper that is ending closes its socket before it writes how its machine ended.
+            end_processes(folder, None);
+            if folder.end_record().exists() {
+                return Swept::Ended;
+            }
+            if clear(folder, None) { Swept::Cleared } else { Swept::Nothing }
+        }
     }
 }
 
-/// Waits for the processes, kills what doesn't go, and removes all files; whether there were any. Without known
-/// processes, those of the record.
+/// Ends what runs and removes all files; whether there were any.
 fn clear(folder: &VmFolder, known: Option<[ProcessRef; 2]>) -> bool {
-    for process in known.or_else(|| recorded(folder)).into_iter().flatten() {
-        if !process.wait_gone(EXIT_LIMIT) {
-            process.kill();
-            process.wait_gone(GONE_LIMIT);
-        }
-    }
+    end_processes(folder, known);
     let mut found = false;
     for path in folder.all_files().iter().chain([&folder.record()]) {
         found |= path.exists();
@@ -75,6 +74,16 @@ fn clear(folder: &VmFolder, known: Option<[ProcessRef; 2]>) -> bool {
         let _ = remove_file(path);
     }
     found
+}
+
+/// Waits for the processes and kills what doesn't go. Without known processes, those of the record.
+fn end_processes(folder: &VmFolder, known: Option<[ProcessRef; 2]>) {
+    for process in known.or_else(|| recorded(folder)).into_iter().flatten() {
+        if !process.wait_gone(EXIT_LIMIT) {
+            process.kill();
+            process.wait_gone(GONE_LIMIT);
+        }
+    }
 }
 
 fn recorded(folder: &VmFolder) -> Option<[ProcessRef; 2]> {

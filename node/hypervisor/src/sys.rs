@@ -41,6 +41,17 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
+/// The newest version of landlock that the kernel offers (landlock_create_ruleset(2)); 0 where it offers none.
+pub(crate) fn landlock_version() -> i64 {
+    /// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h.
+    const VERSION: libc::c_long = 1;
+    let nothing: libc::c_long = 0;
+    // SAFETY: why unsafe: neither std nor nix wraps this call. Why it holds: asked for the version it takes no
+    // attributes (a null pointer of length 0) and touches no memory.
+    let answer = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, nothing, VERSION) };
+    answer.max(0)
+}
+
 /// Shares all of `source`'s blocks with `target` (ioctl_ficlone(2)); an error where the file system can't.
 pub(crate) fn clone_file(source: &File, target: &File) -> io::Result<()> {
     let source =

@@ -1,16 +1,18 @@
-//! Calls of Cloud Hypervisor's API (vmm/src/api/openapi/cloud-hypervisor.yaml), each with a limit, since the client has none.
+//! Calls of Cloud Hypervisor's API (vmm/src/api/openapi/cloud-hypervisor.yaml), each with a limit and a sentence.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cloud_hypervisor_client::apis::{DefaultApi, Error};
 use cloud_hypervisor_client::models::{VmConfig, VmState as ApiState};
-use cloud_hypervisor_client::{SocketBasedApiClient, socket_based_api_client};
+use serde::Deserialize;
 use tokio::time::timeout;
 
+use super::call::{Answer, call};
 use crate::VmError;
 
-/// Oldest API version that this driver speaks: since 52 a restore resets vsock connections, on which the channel relies.
+/// Oldest API version that this driver speaks: since 52 a restore resets vsock connections, on which the channel
+/// relies.
 const OLDEST: u32 = 52;
 /// Newest API version that this driver was written against.
 const NEWEST: u32 = 54;
@@ -18,77 +20,101 @@ const NEWEST: u32 = 54;
 const PING_LIMIT: Duration = Duration::from_secs(15);
 /// How long any other call may take; booting a kernel with an initramfs takes 0.1 s.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
+/// Most of a monitor's words that an error repeats, characters: its chains of causes are about 200.
+const WORDS_MAX: usize = 300;
 
 /// One monitor's API.
 pub(super) struct Api {
-    client: SocketBasedApiClient,
+    socket: PathBuf,
     label: String,
+}
+
+/// The part of `vmm.ping`'s answer that matters.
+#[derive(Deserialize)]
+struct Ping {
+    version: String,
+}
+
+/// The part of `vm.info`'s answer that matters: the rest is a copy of the configuration, in the words of the monitor's
+/// version.
+#[derive(Deserialize)]
+struct Info {
+    state: ApiState,
 }
 
 impl Api {
     pub(super) fn new(socket: &Path, label: &str) -> Self {
-        Self { client: socket_based_api_client(socket), label: label.to_owned() }
+        Self { socket: socket.to_owned(), label: label.to_owned() }
     }
 
     /// Waits until it answers and refuses a version that this driver doesn't speak.
     pub(super) async fn ping(&self) -> Result<(), VmError> {
-        let answer = self.call("vmm.ping", PING_LIMIT, self.client.vmm_ping_get()).await?;
-        check_version(&answer.version)
+        let answer = self.call("GET", "vmm.ping", PING_LIMIT, b"").await?;
+        check_version(&self.parsed::<Ping>("vmm.ping", &answer)?.version)
     }
 
-    pub(super) async fn create(&self, config: VmConfig) -> Result<(), VmError> {
-        self.call("vm.create", CALL_LIMIT, self.client.create_vm(config)).await
+    pub(super) async fn create(&self, config: &VmConfig) -> Result<(), VmError> {
+        let failed = |error: serde_json::Error| self.refused("vm.create", error.to_string());
+        let body = serde_json::to_vec(config).map_err(failed)?;
+        self.call("PUT", "vm.create", CALL_LIMIT, &body).await.map(drop)
     }
 
     pub(super) async fn boot(&self) -> Result<(), VmError> {
-        self.call("vm.boot", CALL_LIMIT, self.client.boot_vm()).await
+        self.call("PUT", "vm.boot", CALL_LIMIT, b"").await.map(drop)
     }
 
     pub(super) async fn pause(&self) -> Result<(), VmError> {
-        self.call("vm.pause", CALL_LIMIT, self.client.pause_vm()).await
+        self.call("PUT", "vm.pause", CALL_LIMIT, b"").await.map(drop)
     }
 
     pub(super) async fn resume(&self) -> Result<(), VmError> {
-        self.call("vm.resume", CALL_LIMIT, self.client.resume_vm()).await
+        self.call("PUT", "vm.resume", CALL_LIMIT, b"").await.map(drop)
     }
 
     pub(super) async fn state(&self) -> Result<ApiState, VmError> {
-        self.call("vm.info", CALL_LIMIT, self.client.vm_info_get()).await.map(|info| info.state)
+        let answer = self.call("GET", "vm.info", CALL_LIMIT, b"").await?;
+        Ok(self.parsed::<Info>("vm.info", &answer)?.state)
     }
 
-    async fn call<T>(
-        &self,
-        name: &'static str,
-        limit: Duration,
-        call: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, VmError> {
-        match timeout(limit, call).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(Error::HyperClient(error))) => Err(VmError::Ended {
+    async fn call(&self, method: &str, name: &'static str, limit: Duration, body: &[u8]) -> Result<Vec<u8>, VmError> {
+        match timeout(limit, call(&self.socket, method, name, body)).await {
+            Ok(Ok(Answer { status: 200..300, body })) => Ok(body),
+            Ok(Ok(Answer { status, body })) => Err(self.refused(name, format!("{status}: {}", causes(&body)))),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(self.refused(name, error.to_string())),
+            Ok(Err(error)) => Err(VmError::Ended {
                 label: self.label.clone(),
                 how: format!("its monitor doesn't answer '{name}': {error}"),
             }),
-            Ok(Err(error)) => {
-                let message = match error {
-                    Error::Api(refusal) => format!("{}: {}", refusal.code, causes(&refusal.body)),
-                    other => other.to_string(),
-                };
-                Err(VmError::Refused { monitor: "cloud-hypervisor", command: name.to_owned(), message })
-            }
             Err(_) => {
                 let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
                 Err(VmError::Timeout { command: name.to_owned(), waited_ms })
             }
         }
     }
+
+    fn parsed<'a, T: Deserialize<'a>>(&self, name: &'static str, answer: &'a [u8]) -> Result<T, VmError> {
+        serde_json::from_slice(answer)
+            .map_err(|error| self.refused(name, format!("its answer isn't what version {NEWEST} says: {error}")))
+    }
+
+    fn refused(&self, name: &str, message: String) -> VmError {
+        let message = words(&message);
+        VmError::Refused { monitor: "cloud-hypervisor", command: name.to_owned(), message }
+    }
 }
 
-/// An error's body is a JSON array of causes, the outermost first.
-fn causes(body: &str) -> String {
-    match serde_json::from_str::<Vec<String>>(body) {
+/// An error's body is a JSON array of causes, the outermost first; each repeats nothing of the next.
+fn causes(body: &[u8]) -> String {
+    match serde_json::from_slice::<Vec<String>>(body) {
         Ok(causes) => causes.join(": "),
-        Err(_) => body.chars().take(300).collect(),
+        Err(_) => String::from_utf8_lossy(body).into_owned(),
     }
+}
+
+/// At most so many characters, on one line.
+pub(super) fn words(text: &str) -> String {
+    let plain = text.chars().map(|character| if character.is_control() { ' ' } else { character });
+    plain.take(WORDS_MAX).collect()
 }
 
 /// Refuses a version, as in `v54.0` or `v54.0-12-gabcdef`, outside the ones that this driver speaks.
@@ -97,7 +123,7 @@ pub(super) fn check_version(version: &str) -> Result<(), VmError> {
     if major.is_some_and(|major| (OLDEST..=NEWEST).contains(&major)) {
         return Ok(());
     }
-    let why = format!("cloud-hypervisor {version} is installed; versions {OLDEST} to {NEWEST} are supported");
+    let why = format!("cloud-hypervisor {} is installed; versions {OLDEST} to {NEWEST} are supported", words(version));
     Err(VmError::Unsupported { verb: "cloud-hypervisor", why })
 }
 
@@ -118,8 +144,11 @@ mod tests {
 
     #[test]
     fn causes_become_one_sentence() {
-        assert_eq!(causes(r#"["Error from API", "The VM is not created"]"#), "Error from API: The VM is not created");
-        assert_eq!(causes("plain"), "plain");
+        let body = br#"["Error from API", "The VM is not created"]"#;
+        assert_eq!(causes(body), "Error from API: The VM is not created");
+        assert_eq!(causes(b"plain"), "plain");
+        assert_eq!(words("two\nlines"), "two lines");
+        assert_eq!(words(&"long".repeat(1000)).len(), WORDS_MAX);
     }
 
     #[tokio::test]

@@ -14,13 +14,13 @@ use crate::kernel_args::kernel_args;
 /// The guest's vsock address. Every machine has its own: each monitor serves its own guest only.
 const GUEST_CID: i64 = 3;
 
-/// The configuration of `spec`'s machine. The first disk is the root (read-only), the second the machine's own; the serial port
-/// is the monitor's standard output, which the keeper limits; there is no network card.
-pub(super) fn vm_config(spec: &VmSpec, landlock: bool, further_kernel_args: &str) -> VmConfig {
+/// The configuration of `spec`'s machine, which boots `kernel`. The first disk is the root (read-only), the second the
+/// machine's own; the serial port is the monitor's standard output, which the keeper limits; there is no network card.
+pub(super) fn vm_config(spec: &VmSpec, kernel: &Path, landlock: bool, further_kernel_args: &str) -> VmConfig {
     let text = |path: &Path| Some(path.to_string_lossy().into_owned());
     let vcpus = i32::try_from(spec.shape.vcpus().0).unwrap_or(i32::MAX);
     let payload = PayloadConfig {
-        kernel: text(&spec.image.kernel),
+        kernel: text(kernel),
         initramfs: text(&spec.image.initramfs),
         cmdline: Some(kernel_args(Accelerator::Kvm, further_kernel_args)),
         ..PayloadConfig::new()
@@ -60,7 +60,8 @@ mod tests {
             disk: "/v/disk".into(),
             memory: MemorySource::Boot,
         };
-        let json = serde_json::to_value(vm_config(&spec, true, "loglevel=7")).expect("JSON");
+        let json = serde_json::to_value(vm_config(&spec, Path::new("/v/kernel"), true, "loglevel=7")).expect("JSON");
+        assert_eq!(json["payload"]["kernel"], "/v/kernel");
         assert_eq!(json["cpus"]["boot_vcpus"], 2);
         assert_eq!(json["memory"]["size"], 512 << 20);
         assert_eq!(json["disks"][0]["path"], "/i/root");

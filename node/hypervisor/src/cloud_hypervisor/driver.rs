@@ -1,7 +1,7 @@
 //! The driver: what this host's Cloud Hypervisor is, and the two ways to a machine.
 
-use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,20 +11,21 @@ use fabric_types::{Accelerator, Fit, GuestNetwork, HypervisorKind, Isolation};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::api::{Api, check_version};
+use super::api::{Api, check_version, words};
 use super::config::vm_config;
-use super::machine::CloudHypervisorMachine;
+use super::machine::{CloudHypervisorMachine, told};
 use crate::host::host_features;
 use crate::keeper::{KeeperConfig, KeeperProgram, ListenerConfig, SCHEMA, SpawnedKeeper, spawn};
 use crate::launch::{adoptable, check_files, clear_after, explained};
+use crate::sys::landlock_version;
 use crate::{Hypervisor, MemorySource, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `--version` may take on a host that is busy.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// The program, when none is configured.
 const PROGRAM: &str = "cloud-hypervisor";
-/// The kernel's security modules in force (Documentation/admin-guide/LSM).
-const LSM_LIST: &str = "/sys/kernel/security/lsm";
+/// The landlock version whose rights the program asks for; it fails where the kernel offers less (vmm/src/landlock.rs).
+const LANDLOCK_VERSION: i64 = 3;
 
 /// What a driver is made from.
 #[derive(Debug, Clone)]
@@ -77,12 +78,12 @@ impl CloudHypervisorDriver {
             guest_address_randomization: true,
             network: GuestNetwork::None,
         };
-        let landlock =
-            fs::read_to_string(LSM_LIST).is_ok_and(|list| list.split(',').any(|lsm| lsm.trim() == "landlock"));
+        let landlock = landlock_version() >= LANDLOCK_VERSION;
         Ok(Self { config, fit, isolation, landlock })
     }
 
-    /// The same driver, for machines that serve: with the reason that isolation states, and no further kernel arguments.
+    /// The same driver, for machines that serve: with the reason that isolation states, and no further kernel
+    /// arguments.
     pub(crate) fn for_service(mut self, reason: String) -> Self {
         self.isolation.reason = reason;
         self.config.kernel_args.clear();
@@ -90,9 +91,15 @@ impl CloudHypervisorDriver {
     }
 
     async fn prepare(&self, spec: &VmSpec) -> Result<Api, VmError> {
+        let link = spec.folder.kernel_link();
+        symlink(&spec.image.kernel, &link).map_err(|source| VmError::File {
+            action: "make",
+            path: link.clone(),
+            source,
+        })?;
         let api = Api::new(&spec.folder.monitor_socket(), &spec.label);
         api.ping().await?;
-        api.create(vm_config(spec, self.landlock, &self.config.kernel_args)).await?;
+        api.create(&vm_config(spec, &link, self.landlock, &self.config.kernel_args)).await?;
         Ok(api)
     }
 }
@@ -130,7 +137,7 @@ impl Hypervisor for CloudHypervisorDriver {
         let finished = match prepared {
             Ok(api) => creator.confirm().await.map(|()| api),
             Err(error) => {
-                let error = explained(error, folder, here.vmm).await;
+                let error = explained(error, folder, here.keeper).await;
                 drop(creator);
                 Err(error)
             }
@@ -145,10 +152,16 @@ impl Hypervisor for CloudHypervisorDriver {
     }
 
     async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError> {
-        let (record, keeper, here) = adoptable(folder, HypervisorKind::CloudHypervisor).await?;
+        let found = adoptable(folder, HypervisorKind::CloudHypervisor).await;
+        let (record, keeper, here) = found.map_err(|error| match error {
+            VmError::Ended { label, how } => VmError::Ended { label, how: told(how) },
+            error => error,
+        })?;
         let api = Api::new(&folder.monitor_socket(), &record.spec.label);
         api.ping().await?;
-        Ok(Box::new(CloudHypervisorMachine::new(record.spec, keeper, here, api)))
+        let machine = CloudHypervisorMachine::new(record.spec, keeper, here, api);
+        machine.forget_kernel().await?;
+        Ok(Box::new(machine))
     }
 }
 
@@ -161,6 +174,10 @@ async fn ask_version(program: &Path) -> Result<String, VmError> {
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
     let output =
         timeout(ASK_LIMIT, output).await.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?.map_err(failed)?;
+    if !output.status.success() {
+        let said = words(String::from_utf8_lossy(&output.stderr).trim());
+        return Err(failed(io::Error::other(format!("--version ended with {}: {said}", output.status))));
+    }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

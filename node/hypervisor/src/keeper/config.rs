@@ -96,7 +96,12 @@ impl VmFolder {
         self.run.join("c")
     }
 
-    /// Every file that a keeper and its monitor make, but for the record; `.tmp` is what is written before it gets its
+    /// A link to the kernel, where a driver boots by one.
+    pub(crate) fn kernel_link(&self) -> PathBuf {
+        self.dir.join("kernel")
+    }
+
+    /// Every file that a keeper, its monitor and their driver make, but for the record; `.tmp` is what is written before it gets its
     /// name.
     pub(crate) fn all_files(&self) -> Vec<PathBuf> {
         let elder = |path: &Path| path.with_extension("log.1");
@@ -106,6 +111,7 @@ impl VmFolder {
             self.monitor_socket(),
             self.channel_socket(),
             self.keeper_config(),
+            self.kernel_link(),
             self.record().with_extension("tmp"),
             self.end_record().with_extension("tmp"),
             self.end_record(),

@@ -12,7 +12,8 @@ use std::process::Stdio;
 use super::client::{Creator, Here, Keeper};
 use super::config::KeeperConfig;
 use crate::durable::remove_file;
-use crate::launch::clear_after;
+use crate::launch::{EXIT_LIMIT, clear_after, last_line};
+use crate::process::ProcessRef;
 use crate::{VmError, VmFolder};
 
 /// Longest path of a socket, bytes: `sun_path` less its end (unix(7)).
@@ -93,21 +94,37 @@ async fn start(
         advice: "it is the keeper: name the atoll binary",
     })?;
     drop(command);
+    let process = child.id().and_then(|pid| ProcessRef::of(pid).ok());
     // Somebody has to reap it while this process lives; nothing depends on when.
     tokio::spawn(async move { child.wait().await });
     let keeper = Keeper::new(folder.keeper_socket(), config.spec.label.clone());
     match keeper.create().await {
         Ok((creator, here)) => Ok(SpawnedKeeper { keeper, creator, here }),
-        Err(error) => Err(explained(error, folder)),
+        Err(error) => {
+            if let Some(process) = process {
+                all_written(process).await;
+            }
+            Err(explained(error, folder))
+        }
     }
 }
 
-/// A keeper that died at once said why in its log.
+/// Waits until a keeper that didn't greet has ended, and its monitor with it: then all is said and removed that will
+/// be.
+async fn all_written(keeper: ProcessRef) {
+    if !keeper.gone(EXIT_LIMIT).await {
+        keeper.kill();
+        keeper.gone(EXIT_LIMIT).await;
+    }
+}
+
+/// A keeper that ended before it greeted said why in its log; if it was its monitor that ended, that did in its own.
 fn explained(error: VmError, folder: &VmFolder) -> VmError {
-    let log = fs::read_to_string(folder.keeper_log()).unwrap_or_default();
-    match (error, log.lines().last()) {
-        (VmError::Ended { label, how }, Some(last)) => VmError::Ended { label, how: format!("{how}; it said: {last}") },
-        (error, _) => error,
+    let VmError::Ended { label, how } = error else { return error };
+    let said = [folder.keeper_log(), folder.vmm_log()].map(|log| last_line(&log));
+    match said.into_iter().find(|line| !line.is_empty()) {
+        Some(line) => VmError::Ended { label, how: format!("{how}; it said: {line}") },
+        None => VmError::Ended { label, how },
     }
 }
 

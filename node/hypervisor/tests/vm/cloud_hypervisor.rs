@@ -1,5 +1,5 @@
-//! Cloud Hypervisor as it really is, with a freestanding guest: its verbs, its ends, and its words for what it refuses. Where the
-//! program isn't there, or `/dev/kvm` doesn't open, that is told.
+//! Cloud Hypervisor as it really is, with a freestanding guest: its verbs, its ends, and its words for what it refuses.
+//! Where the program isn't there, or `/dev/kvm` doesn't open, that is told.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt;
@@ -7,20 +7,30 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fabric_types::{HypervisorKind, Shape};
+use http_body_util::BodyExt;
+use hyper::client::conn::http1::handshake;
+use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use node_hypervisor::{
     AccelChoice, CloudHypervisorConfig, CloudHypervisorDriver, Hypervisor, HypervisorChoice, ImagePaths, MemorySource,
     ProbeConfig, Vm, VmError, VmSpec, VmState, probe,
 };
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::UnixStream;
 
 use crate::freestanding::{self, SAID, TICK, Then};
 use crate::support::{Place, files_in, image, keeper, ms, processes_naming, runs, skip, until};
 
 /// How long such a guest may take to say its line, or to end, on a busy host.
 const SAY_LIMIT: Duration = Duration::from_secs(10);
-/// Long enough to see whether a guest ticks: under a paravirtual KVM a tick takes some milliseconds.
-const WATCH: Duration = Duration::from_millis(500);
+/// What is told of a guest that powers itself off.
+const POWERED_OFF: &str = "the monitor exited by itself with status 0 (the guest powered off or reset)";
+/// What is told of one that resets itself.
+const RESET: &str = "the guest reset, and a machine boots once";
+/// Long enough to see whether a guest ticks: under a paravirtual KVM each tick takes 0.2 s.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// The driver, or a loud word that the test can't run.
 async fn driver(what: &str) -> Option<CloudHypervisorDriver> {
@@ -186,11 +196,16 @@ async fn vm_cloud_hypervisor_guest_that_ends_itself_has_ended() {
         let (vm, spec) = running(&driver, &place).await;
         let how = how_it_ends(vm.as_ref()).await;
         println!("{then:?}: {how}");
+        assert!(how == POWERED_OFF || (how == RESET && then != Then::PowerOff), "{then:?}: {how}");
         assert_eq!(said(&spec), SAID, "{then:?}: it started again");
         assert_eq!(vm.state().await.expect("a state"), VmState::Ended);
         match driver.adopt(&spec.folder).await {
             Err(VmError::Ended { how: told, .. }) => assert_eq!(told, how),
             other => panic!("{then:?}: adopted a dead machine: {:?}", other.err()),
+        }
+        match vm.pause().await {
+            Err(VmError::Ended { how: told, .. }) => assert_eq!(told, how),
+            other => panic!("{then:?}: paused a dead machine: {other:?}"),
         }
         vm.shutdown().await.expect("what is left is removed");
         nothing_is_left(&place, &spec);
@@ -216,7 +231,8 @@ async fn vm_cloud_hypervisor_machine_is_adopted_and_goes_on() {
     let vm = driver.adopt(&spec.folder).await.expect("adopted while it is paused");
     assert_eq!(vm.state().await.expect("a state"), VmState::Paused);
     kill(Pid::from_raw(i32::try_from(before.vmm_pid).expect("a pid")), Signal::SIGKILL).expect("killed");
-    assert_eq!(how_it_ends(vm.as_ref()).await, "the monitor was killed by signal 9");
+    let how = how_it_ends(vm.as_ref()).await;
+    assert!(how.starts_with("the monitor was killed by signal 9"), "{how}");
     vm.shutdown().await.expect("what is left is removed");
     nothing_is_left(&place, &spec);
 }
@@ -226,8 +242,9 @@ async fn vm_cloud_hypervisor_that_hangs_is_a_timeout_and_can_be_ended() {
     let Some(driver) = driver("cloud_hypervisor, a monitor that hangs").await else { return };
     let (place, _kernel) = place(Then::Tick);
     let (vm, spec) = running(&driver, &place).await;
-    let pid = Pid::from_raw(i32::try_from(vm.counters().await.expect("counters").vmm_pid).expect("a pid"));
-    kill(pid, Signal::SIGSTOP).expect("stopped");
+    let pid = vm.counters().await.expect("counters").vmm_pid;
+    kill(Pid::from_raw(i32::try_from(pid).expect("a pid")), Signal::SIGSTOP).expect("stopped");
+    until("the stop of all its threads", SAY_LIMIT, || all_stopped(pid)).await;
     let start = Instant::now();
     let error = vm.pause().await.expect_err("it hangs");
     println!("{error} ({:.0} ms)", ms(start));
@@ -242,6 +259,51 @@ async fn vm_cloud_hypervisor_that_hangs_is_a_timeout_and_can_be_ended() {
     nothing_is_left(&place, &spec);
 }
 
+fn all_stopped(pid: u32) -> bool {
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    threads.all(|thread| {
+        let stat = fs::read_to_string(thread.expect("a thread").path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_that_is_taken_over_opens_no_other_file() {
+    let Some(driver) = driver("cloud_hypervisor, landlock").await else { return };
+    let (place, _kernel) = place(Then::Tick);
+    let (vm, spec) = running(&driver, &place).await;
+    let (status, info) = ask(&spec, "GET", "vm.info", String::new()).await;
+    assert_eq!((status, &info["state"]), (200, &json!("Running")));
+    assert_eq!(info["config"]["payload"]["kernel"], json!(spec.folder.dir.join("kernel")));
+    assert!(!spec.folder.dir.join("kernel").exists(), "a machine that has booted has a kernel to boot");
+    if info["config"]["landlock_enable"] == json!(true) {
+        let (own, other) = (place.path("own"), &spec.disk);
+        fs::write(&own, [0; 4096]).expect("written");
+        for (path, why) in [(&own, "Permission denied"), (other, "lock")] {
+            let disk = json!({ "path": path, "image_type": "Raw" }).to_string();
+            let (status, refusal) = ask(&spec, "PUT", "vm.add-disk", disk).await;
+            println!("{}: {status} {refusal}", path.display());
+            assert!(status >= 400 && refusal.to_string().contains(why), "{refusal}");
+        }
+    } else {
+        skip("cloud_hypervisor, landlock", "this kernel has none");
+    }
+    vm.shutdown().await.expect("it ends");
+    nothing_is_left(&place, &spec);
+}
+
+/// Asks the machine's monitor itself.
+async fn ask(spec: &VmSpec, method: &str, name: &str, body: String) -> (u16, Value) {
+    let stream = UnixStream::connect(spec.folder.run.join("q")).await.expect("connected");
+    let (mut send, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP begins");
+    tokio::spawn(connection);
+    let request = hyper::Request::builder().method(method).uri(format!("/api/v1/{name}")).header("host", "localhost");
+    let response = send.send_request(request.body(body).expect("a request")).await.expect("an answer");
+    let status = response.status().as_u16();
+    let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
 #[tokio::test]
 async fn vm_cloud_hypervisor_refuses_in_words_and_leaves_nothing() {
     let Some(driver) = driver("cloud_hypervisor, refusals").await else { return };
@@ -252,7 +314,7 @@ async fn vm_cloud_hypervisor_refuses_in_words_and_leaves_nothing() {
     fs::write(&spec.image.kernel, "this is no kernel").expect("written");
     refused_at_boot(&driver, &place, spec, "no kernel").await;
 
-    let mut spec = place.booting();
+    let spec = place.booting();
     fs::remove_file(&spec.disk).expect("removed");
     fs::create_dir(&spec.disk).expect("made");
     refused_at_boot(&driver, &place, spec, "a folder as its disk").await;
@@ -261,7 +323,7 @@ async fn vm_cloud_hypervisor_refuses_in_words_and_leaves_nothing() {
     spec.memory = MemorySource::Clone { template: place.path("no-template") };
     let error = driver.create(spec.clone()).await.err().expect("no clones").to_string();
     assert!(error.contains("use QEMU for templates, clones and snapshots"), "{error}");
-    nothing_is_left(&place, &spec);
+    assert!(!spec.folder.run.exists(), "a refused machine has a run folder");
 }
 
 async fn refused_at_boot(driver: &CloudHypervisorDriver, place: &Place, spec: VmSpec, what: &str) {
@@ -297,7 +359,7 @@ async fn vm_cloud_hypervisor_of_an_unknown_version_is_refused() {
         let sentence = format!("cloud-hypervisor {version} is installed; versions 52 to 54 are supported");
         assert!(error.ends_with(&sentence), "{error}");
     }
-    for version in ["v52.0", "v53.0-246-gae44c2971", "54.1"] {
+    for version in ["v52.0", "v53.0-246-gabcdef0", "54.1"] {
         assert_eq!(refusal(&format!("echo cloud-hypervisor {version}")).await, None, "{version}");
     }
     for broken in ["exit 1", "echo segmentation fault >&2; kill -9 $$", "yes cloud-hypervisor | head -c 1000000"] {
@@ -311,18 +373,37 @@ async fn vm_cloud_hypervisor_of_an_unknown_version_is_refused() {
     assert!(error.contains("ATOLL_CLOUD_HYPERVISOR") && start.elapsed() < Duration::from_secs(15), "{error}");
 }
 
+#[tokio::test]
+async fn vm_cloud_hypervisor_that_dies_at_once_is_told_in_its_own_words() {
+    let (place, folder) = place(Then::Tick);
+    let program = folder.path().join("cloud-hypervisor");
+    let dies = "echo 'the hypervisor is not available' >&2; exit 3";
+    script(&program, &format!("[ \"$1\" != --version ] || exec echo cloud-hypervisor v54.0\n{dies}"));
+    let config = CloudHypervisorConfig { program, ..CloudHypervisorConfig::new(keeper()) };
+    let driver = CloudHypervisorDriver::new(config).await.expect("its version is known");
+    let spec = place.booting();
+    let start = Instant::now();
+    let error = driver.create(spec.clone()).await.err().expect("it dies");
+    println!("{error} ({:.0} ms)", ms(start));
+    assert!(matches!(error, VmError::Ended { .. }), "{error}");
+    assert!(error.to_string().ends_with("the hypervisor is not available"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    nothing_is_left(&place, &spec);
+}
+
 fn script(path: &Path, does: &str) {
     fs::write(path, format!("#!/bin/sh\n{does}\n")).expect("written");
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("executable");
 }
 
 #[tokio::test]
-async fn vm_cloud_hypervisor_shapes_are_made_as_asked() {
+async fn vm_cloud_hypervisor_machines_have_their_shapes_and_share_a_root() {
     let Some(driver) = driver("cloud_hypervisor, shapes").await else { return };
     let (place, _kernel) = place(Then::Tick);
-    for (cpu, memory, disk) in [(1, 256, 1), (2, 512, 1)] {
+    let mut machines = Vec::new();
+    for (cpu, memory) in [(1, 256), (2, 512)] {
         let mut spec = place.booting();
-        spec.shape = Shape::new(cpu, memory, disk).expect("a shape");
+        spec.shape = Shape::new(cpu, memory, 3).expect("a shape");
         let vm = driver.create(spec.clone()).await.expect("created");
         vm.resume().await.expect("it runs");
         until("the guest's words", SAY_LIMIT, || said(&spec).starts_with(SAID)).await;
@@ -331,8 +412,16 @@ async fn vm_cloud_hypervisor_shapes_are_made_as_asked() {
         let names = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
         let vcpus = names.filter(|name| name.starts_with("vcpu")).count();
         assert_eq!(i64::try_from(vcpus).expect("few"), cpu);
+        let (_, info) = ask(&spec, "GET", "vm.info", String::new()).await;
+        assert_eq!(info["memory_actual_size"], json!(memory << 20));
+        machines.push((vm, spec));
+    }
+    for (vm, _) in &machines {
+        assert_eq!(vm.state().await.expect("a state"), VmState::Running);
         vm.shutdown().await.expect("it ends");
-        nothing_is_left(&place, &spec);
+    }
+    for (_, spec) in &machines {
+        nothing_is_left(&place, spec);
     }
 }
 
@@ -358,7 +447,7 @@ async fn vm_probe_takes_cloud_hypervisor_only_where_it_boots() {
         assert_eq!(processes_naming(&place), [0; 0]);
     }
 
-    let Some(image) = image() else { return skip("the probe of cloud_hypervisor, our kernel", "there is no guest image") };
+    let Some(image) = image() else { return skip("cloud_hypervisor, our kernel", "there is no guest image") };
     let place = Place::new(image.clone());
     let start = Instant::now();
     let outcome = probe(by_name(&place, image)).await;

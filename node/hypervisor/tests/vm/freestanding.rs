@@ -1,5 +1,6 @@
-//! A guest of a few dozen bytes, for hosts whose KVM creates machines and runs no stock kernel: it says a line on the first serial
-//! port and then does one thing. It is an ELF file with a PVH entry (docs/misc/pvh.pandoc of Xen), in 32-bit protected mode.
+//! A guest of a few dozen bytes, for hosts whose KVM creates machines and runs no stock kernel: it says a line on the
+//! first serial port and then does one thing. It is an ELF file with a PVH entry (docs/misc/pvh.pandoc of Xen), in
+//! 32-bit protected mode.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,8 @@ pub(crate) const TICK: char = '.';
 /// What it does after its line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
-    /// Counts and says [`TICK`] at each 2^22nd step, forever.
+    /// Counts and says [`TICK`] at each 2^17th step, forever: each 0.1 ms on a processor, each 0.2 s where every step
+    /// is emulated.
     Tick,
     /// Powers the machine off (Cloud Hypervisor's ACPI shutdown port).
     PowerOff,
@@ -29,10 +31,8 @@ pub(crate) enum Then {
 impl Then {
     fn code(self) -> &'static [u8] {
         match self {
-            // 1: mov ecx, 0x400000; 2: dec ecx; jnz 2; mov dx, 0x3f8; mov al, '.'; out dx, al; jmp 1
-            Self::Tick => {
-                b"\xb9\x00\x00\x40\x00\x49\x75\xfd\x66\xba\xf8\x03\xb0\x2e\xee\xeb\xef"
-            }
+            // 1: mov ecx, 0x20000; 2: dec ecx; jnz 2; mov dx, 0x3f8; mov al, '.'; out dx, al; jmp 1
+            Self::Tick => b"\xb9\x00\x00\x02\x00\x49\x75\xfd\x66\xba\xf8\x03\xb0\x2e\xee\xeb\xef",
             // mov dx, 0x600; mov al, 0x34; out dx, al; hlt
             Self::PowerOff => b"\x66\xba\x00\x06\xb0\x34\xee\xf4",
             // mov al, 0xfe; out 0x64, al; hlt

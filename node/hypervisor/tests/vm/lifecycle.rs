@@ -108,7 +108,7 @@ async fn refuses_what_is_missing(driver: &dyn Hypervisor, place: &Place) {
     assert_eq!(files_in(&spec.folder.dir), ["disk"]);
 
     // A disk that only the monitor finds wanting: a folder instead of a file.
-    spec.disk = place.path("folder-as-disk");
+    spec.disk = place.path(&format!("{}-folder-as-disk", spec.label));
     std::fs::create_dir(&spec.disk).expect("made");
     if let Ok(vm) = driver.create(spec.clone()).await {
         assert!(vm.resume().await.is_err(), "a machine runs from a folder as its disk");

@@ -1,16 +1,20 @@
 //! The drivers on this very host: real keepers, real monitors, the real guest image.
 //!
 //! ```text
-//! support     image, keeper, folders; a loud word for what can't run here
-//! guest       the agent, spoken to over the channel
-//! lifecycle   what every driver does, run against each driver that is present
-//! killed      processes killed at any moment
-//! template    templates, clones, snapshots, restores
-//! probe       the probe
+//! support             image, keeper, folders; a loud word for what can't run here
+//! guest               the agent, spoken to over the channel
+//! lifecycle           what every driver does, run against each driver that is present
+//! killed              processes killed at any moment
+//! template            templates, clones, snapshots, restores
+//! probe               the probe
+//! freestanding        a guest of a few dozen bytes, for hosts whose KVM runs no stock kernel
+//! cloud_hypervisor    that driver, with that guest
 //! ```
 
 #![expect(clippy::print_stdout, reason = "a test prints the figures it measured and what it skipped")]
 
+mod cloud_hypervisor;
+mod freestanding;
 mod guest;
 mod killed;
 mod lifecycle;
