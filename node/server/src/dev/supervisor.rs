@@ -23,6 +23,8 @@ const RESTART_FIRST: Duration = Duration::from_secs(1);
 const RESTART_MOST: Duration = Duration::from_secs(30);
 /// A node that lived so long starts again with the first wait.
 const RESTART_FORGET: Duration = Duration::from_secs(60);
+/// A node that ends so often before the mesh has ever been ready won't be helped by another start.
+const DEATHS_BEFORE_READY_MAX: u32 = 3;
 /// How often statuses are read and processes looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// How often a person who waits hears what is being waited for.
@@ -35,6 +37,7 @@ struct Supervised {
     started: Instant,
     wait: Duration,
     start_at: Option<Instant>,
+    deaths: u32,
 }
 
 /// Runs the mesh until it is told to end. The lock is held all the while.
@@ -129,6 +132,16 @@ async fn watch(
         if ready {
             continue;
         }
+        if let Some(node) = nodes.iter().find(|node| node.deaths >= DEATHS_BEFORE_READY_MAX) {
+            let log = node.member.folder.join("log");
+            anyhow::bail!(
+                "{} has ended {} times before the mesh was ready; its log is {}, its last words: {}",
+                node.member.id,
+                node.deaths,
+                log.display(),
+                say::last_line(&log).unwrap_or_default()
+            );
+        }
         let waiting = waiting_for(layout);
         if waiting.is_empty() {
             ready = true;
@@ -206,7 +219,14 @@ fn welcome(layout: &Layout, record: &Record, took: Duration) -> String {
 
 impl Supervised {
     fn new(member: &Member) -> Self {
-        Self { member: member.clone(), child: None, started: Instant::now(), wait: RESTART_FIRST, start_at: None }
+        Self {
+            member: member.clone(),
+            child: None,
+            started: Instant::now(),
+            wait: RESTART_FIRST,
+            start_at: None,
+            deaths: 0,
+        }
     }
 
     /// Starts the process, with its output in the folder's log, and writes its pid.
@@ -254,6 +274,7 @@ impl Supervised {
                 log.display()
             ));
             self.child = None;
+            self.deaths += 1;
             self.start_at = Some(Instant::now() + self.wait);
             self.wait = (self.wait * 2).min(RESTART_MOST);
         }
