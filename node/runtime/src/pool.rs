@@ -184,6 +184,8 @@ impl Keeper {
         for warm in adopted {
             keeper.keep(warm);
         }
+        // Known before anyone can ask: an empty list would read as a pool that wants nothing.
+        keeper.publish();
         keeper
     }
 
