@@ -16,14 +16,12 @@ use fabric_types::NodeId;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::frame::write_frame_parts;
-use crate::{BiStream, CALL_FRAME_BYTES_MAX, Fabric, FabricError, Peer, Protocol, read_frame};
+use crate::{BiStream, CALL_FRAME_BYTES_MAX, Drain, Fabric, FabricError, Peer, Protocol, read_frame, serve_streams};
 
 /// The version of the envelope above and of the calls in it.
 pub const CALL_VERSION: u32 = 1;
@@ -145,34 +143,18 @@ where
     H: Fn(NodeId, Q) -> F + Send + Sync + 'static,
     F: Future<Output = A> + Send + 'static,
 {
-    let mut streams = fabric.accept(protocol)?;
+    let streams = fabric.accept(protocol)?;
     let handler = Arc::new(handler);
-    let slots = Arc::new(Semaphore::new(concurrency));
-    let calls = TaskTracker::new();
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((slot, streams.recv().await?))
-        };
-        let (slot, stream) = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => break,
-            next = next => match next {
-                Some(next) => next,
-                None => break,
-            },
-        };
+    let serve_one = |stream: BiStream| {
         let handler = Arc::clone(&handler);
-        calls.spawn(async move {
+        async move {
             let peer = stream.peer.clone();
             if let Err(error) = answer(stream, protocol, |peer, request| handler(peer, request)).await {
                 debug!(%peer, ?protocol, %error, "a call was not answered");
             }
-            drop(slot);
-        });
-    }
-    calls.close();
-    calls.wait().await;
+        }
+    };
+    serve_streams(streams, concurrency, Drain::Unbounded, shutdown, serve_one).await;
     Ok(())
 }
 

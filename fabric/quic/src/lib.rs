@@ -4,6 +4,7 @@
 //! fabric       the trait that gossip, raft, node API, chunks and relay are written against (this crate's contract)
 //! frame        length-prefixed, bounded frames
 //! call         a request and an answer over a stream of their own, with a version in front
+//! serve        streams that peers open, each in a task of its own, a bounded number at a time
 //! authority    the mesh's certificate authority; identity: a node's certificate and key; certificate: whom to trust
 //! endpoint     the trait over quinn, put together from:
 //!   transport    the socket and QUIC's settings         tls       the handshake
@@ -28,6 +29,7 @@ mod memory;
 mod messages;
 mod pool;
 mod router;
+mod serve;
 mod tls;
 mod transport;
 
@@ -40,3 +42,4 @@ pub use frame::{CALL_FRAME_BYTES_MAX, FrameError, read_frame, recv_json, send_js
 pub use identity::NodeIdentity;
 #[cfg(feature = "memory")]
 pub use memory::{MemoryFabric, MemoryNetwork};
+pub use serve::{Drain, serve_streams};

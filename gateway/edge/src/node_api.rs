@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use fabric_api::node::{HOPS_MAX, NodeAnswer, NodeCall};
 use fabric_api::{ApiError, ErrorCode};
-use fabric_quic::{BiStream, Protocol, answer};
-use tokio::sync::{Semaphore, mpsc};
+use fabric_quic::{BiStream, Drain, Protocol, answer, serve_streams};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::LocalNode;
@@ -22,42 +21,17 @@ const DEADLINE_MAX: Duration = Duration::from_secs(600);
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Answers node calls until `cancel`; then waits a bounded time for those that have begun.
-pub async fn serve_node_api(
-    mut streams: mpsc::Receiver<BiStream>,
-    local: Arc<dyn LocalNode>,
-    cancel: CancellationToken,
-) {
-    let slots = Arc::new(Semaphore::new(CALLS_MAX));
-    let calls = TaskTracker::new();
-    let end = CancellationToken::new();
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((slot, streams.recv().await?))
-        };
-        let (slot, stream) = tokio::select! {
-            biased;
-            () = cancel.cancelled() => break,
-            next = next => match next {
-                Some(next) => next,
-                None => break,
-            },
-        };
-        let (local, end) = (Arc::clone(&local), end.clone());
-        calls.spawn(async move {
+pub async fn serve_node_api(streams: mpsc::Receiver<BiStream>, local: Arc<dyn LocalNode>, cancel: CancellationToken) {
+    let answer_one = |stream: BiStream| {
+        let local = Arc::clone(&local);
+        async move {
             let peer = stream.peer.clone();
-            let answering = answer(stream, Protocol::NodeApi, |_, call| handle(local, call));
-            if let Some(Err(error)) = end.run_until_cancelled(answering).await {
+            if let Err(error) = answer(stream, Protocol::NodeApi, |_, call| handle(local, call)).await {
                 debug!(%peer, %error, "a node call was not answered");
             }
-            drop(slot);
-        });
-    }
-    calls.close();
-    if timeout(DRAIN, calls.wait()).await.is_err() {
-        end.cancel();
-        calls.wait().await;
-    }
+        }
+    };
+    serve_streams(streams, CALLS_MAX, Drain::Within(DRAIN), cancel, answer_one).await;
 }
 
 async fn handle(local: Arc<dyn LocalNode>, call: NodeCall) -> NodeAnswer {

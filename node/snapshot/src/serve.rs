@@ -1,17 +1,15 @@
 //! The giving side: answers peers' requests for manifests and chunks out of the store. Who may ask is the fabric's
 //! matter: only nodes of the mesh get this far. What is given hashes to its name, or isn't given.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fabric_quic::{BiStream, FrameError, read_frame, write_frame};
+use fabric_quic::{BiStream, Drain, FrameError, read_frame, serve_streams, write_frame};
 use fabric_types::{Digest, NodeId};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::error::StoreError;
@@ -34,34 +32,14 @@ pub struct ChunkServer;
 impl ChunkServer {
     /// Serves the streams that peers open (`fabric.accept(Protocol::Chunks)`) until `shutdown` or until there will be
     /// no more of them. Requests in progress are cut short then: whoever asked turns to another holder.
-    pub async fn run(store: SnapshotStore, mut streams: mpsc::Receiver<BiStream>, shutdown: CancellationToken) {
-        let slots = Arc::new(Semaphore::new(REQUESTS_MAX));
-        let requests = TaskTracker::new();
-        loop {
-            let next = async {
-                let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-                Some((slot, streams.recv().await?))
-            };
-            let (slot, stream) = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                next = next => match next {
-                    Some(next) => next,
-                    None => break,
-                },
-            };
+    pub async fn run(store: SnapshotStore, streams: mpsc::Receiver<BiStream>, shutdown: CancellationToken) {
+        let serve_or_cut = |stream: BiStream| {
             let (store, shutdown) = (store.clone(), shutdown.clone());
-            requests.spawn(async move {
-                tokio::select! {
-                    biased;
-                    () = shutdown.cancelled() => {}
-                    () = serve_one(&store, stream) => {}
-                }
-                drop(slot);
-            });
-        }
-        requests.close();
-        requests.wait().await;
+            async move {
+                shutdown.run_until_cancelled(serve_one(&store, stream)).await;
+            }
+        };
+        serve_streams(streams, REQUESTS_MAX, Drain::Unbounded, shutdown.clone(), serve_or_cut).await;
     }
 }
 

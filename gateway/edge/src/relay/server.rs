@@ -7,17 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use fabric_api::node::{NodeCall, NodeRequest, SandboxKey};
 use fabric_api::{ApiError, ErrorCode};
-use fabric_quic::{BiStream, read_frame};
+use fabric_quic::{BiStream, Drain, read_frame, serve_streams};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use super::REFUSAL_HEADER;
@@ -37,37 +36,17 @@ const DRAIN: Duration = Duration::from_secs(10);
 const OWNER_DEADLINE_MS: u64 = 5_000;
 
 /// Serves relay streams into this node's guests until `cancel`; then waits a bounded time for those that have begun.
-pub async fn serve_relay(mut streams: mpsc::Receiver<BiStream>, local: Arc<dyn LocalNode>, cancel: CancellationToken) {
-    let slots = Arc::new(Semaphore::new(RELAYS_MAX));
-    let relays = TaskTracker::new();
-    let end = CancellationToken::new();
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((slot, streams.recv().await?))
-        };
-        let (slot, stream) = tokio::select! {
-            biased;
-            () = cancel.cancelled() => break,
-            next = next => match next {
-                Some(next) => next,
-                None => break,
-            },
-        };
-        let (local, end) = (Arc::clone(&local), end.clone());
-        relays.spawn(async move {
+pub async fn serve_relay(streams: mpsc::Receiver<BiStream>, local: Arc<dyn LocalNode>, cancel: CancellationToken) {
+    let serve_one = |stream: BiStream| {
+        let local = Arc::clone(&local);
+        async move {
             let peer = stream.peer.clone();
-            if let Some(Err(error)) = end.run_until_cancelled(serve_stream(stream, local)).await {
+            if let Err(error) = serve_stream(stream, local).await {
                 debug!(%peer, %error, "a relay stream broke");
             }
-            drop(slot);
-        });
-    }
-    relays.close();
-    if timeout(DRAIN, relays.wait()).await.is_err() {
-        end.cancel();
-        relays.wait().await;
-    }
+        }
+    };
+    serve_streams(streams, RELAYS_MAX, Drain::Within(DRAIN), cancel, serve_one).await;
 }
 
 /// Serves one stream: its preamble, then one request.
