@@ -1,6 +1,8 @@
 //! The guest image for `atoll dev` and `atoll image build`: found, or built with progress.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use guest_image::{ImageDir, ImageInputs, Step, ensure, find_or_build_agent};
@@ -9,6 +11,9 @@ use crate::dev::say;
 
 /// Where images are built: beside the data of development meshes, never in it.
 const DEFAULT_ROOT: &str = ".atoll/image";
+
+/// How long a person is left without a word.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The image folder to run: `asked` itself if it is a finished image, else the one built under it (or under the default).
 pub(crate) fn find_or_build(asked: Option<&Path>) -> anyhow::Result<PathBuf> {
@@ -35,7 +40,8 @@ pub(crate) fn build(root: &Path, json: bool) -> anyhow::Result<()> {
 }
 
 fn built(root: &Path) -> anyhow::Result<ImageDir> {
-    let agent = find_or_build_agent().context("the guest image needs the agent's binary")?;
+    let agent = patiently("guest image: building the agent", find_or_build_agent)
+        .context("the guest image needs the agent's binary")?;
     let inputs = ImageInputs::new(agent)?;
     std::fs::create_dir_all(root).with_context(|| format!("can't make the folder {}", root.display()))?;
     let began = std::time::Instant::now();
@@ -51,4 +57,19 @@ fn built(root: &Path) -> anyhow::Result<ImageDir> {
         say::line(&format!("guest image: built in {:.1} s", began.elapsed().as_secs_f64()));
     }
     Ok(image)
+}
+
+/// Does something, and says what it is if that takes longer than a person is left without a word.
+fn patiently<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let (done, wait) = channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                say::line(&format!("{what} ..."));
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
