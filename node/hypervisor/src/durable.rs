@@ -1,64 +1,44 @@
-//! JSON files that are whole or absent, each with a schema version.
+//! The files that this crate keeps, with its limit and errors; how a file is replaced is [`atomic_files`]'s matter.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
 use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::VmError;
+use crate::atomic_files::{self, AtomicFileError};
 
 /// Largest JSON file of ours, bytes: a machine's record is 2 KiB, and whatever is much larger isn't ours.
 const JSON_BYTES_MAX: u64 = 1 << 20;
 
-/// Writes beside, syncs, renames over `path` and syncs the folder.
-pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), VmError> {
-    let write = || -> io::Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
-        bytes.push(b'\n');
-        let beside = path.with_extension("tmp");
-        let mut file = File::create(&beside)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        match path.parent() {
-            Some(folder) => File::open(folder)?.sync_all(),
-            None => Ok(()),
+impl From<AtomicFileError> for VmError {
+    fn from(error: AtomicFileError) -> Self {
+        match error {
+            AtomicFileError::File { action, path, cause } => Self::File { action, path, source: cause },
+            AtomicFileError::Schema { path, found, known } => Self::Schema { path, found, known },
         }
-    };
-    write().map_err(|source| VmError::File { action: "write", path: path.to_owned(), source })
+    }
 }
 
-/// Reads a file whose object has a number `schema`, at most `known`.
+/// Replaces a record, durably.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), VmError> {
+    Ok(atomic_files::write_json(path, value)?)
+}
+
+/// Reads a record whose `schema` is at most `known`; one that isn't there is an error.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path, known: u32) -> Result<T, VmError> {
-    #[derive(serde::Deserialize)]
-    struct Schema {
-        schema: u32,
-    }
-    let failed = |source| VmError::File { action: "read", path: path.to_owned(), source };
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(JSON_BYTES_MAX).read_to_end(&mut bytes)).map_err(failed)?;
-    let malformed = |error: serde_json::Error| failed(io::Error::new(io::ErrorKind::InvalidData, error));
-    let Schema { schema } = serde_json::from_slice(&bytes).map_err(malformed)?;
-    if schema > known {
-        return Err(VmError::Schema { path: path.to_owned(), found: schema, known });
-    }
-    serde_json::from_slice(&bytes).map_err(malformed)
+    Ok(atomic_files::read_json(path, known, JSON_BYTES_MAX)?)
 }
 
 /// Removes a file that may not be there.
 pub(crate) fn remove_file(path: &Path) -> Result<(), VmError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(VmError::File { action: "remove", path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
+    Ok(atomic_files::remove_file(path)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use serde::Deserialize;
 

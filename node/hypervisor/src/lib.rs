@@ -9,9 +9,12 @@
 //! launch              what both drivers do around a keeper
 //! host                what the processor and kernel offer
 //! template, disk      the files that machines start from
+//! atomic_files        small files that are whole or absent, for this crate and those above
+//! durable             the same with this crate's limit and errors
 //! sweep               what an earlier process left half-made
 //! ```
 
+pub mod atomic_files;
 mod cloud_hypervisor;
 mod disk;
 mod durable;

@@ -1,9 +1,11 @@
-//! JSON records that are whole or absent, each with a schema version. Everything here blocks.
+//! Records and folders on disk, with this crate's limit and errors; how a file is replaced is the matter of
+//! `node_hypervisor::atomic_files`. Everything here blocks.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 
+use node_hypervisor::atomic_files::{self, AtomicFileError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -23,19 +25,18 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-/// Writes beside, syncs, renames over `path` and syncs the folder.
+impl From<AtomicFileError> for RuntimeError {
+    fn from(error: AtomicFileError) -> Self {
+        match error {
+            AtomicFileError::File { action, path, cause } => Self::File { action, path, source: cause },
+            AtomicFileError::Schema { path, found, known } => Self::Schema { path, found, known },
+        }
+    }
+}
+
+/// Replaces a record, durably.
 pub(crate) fn write(path: &Path, record: &impl Serialize) -> Result<(), RuntimeError> {
-    let write = || -> io::Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(record)?;
-        bytes.push(b'\n');
-        let beside = path.with_extension("tmp");
-        let mut file = File::create(&beside)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-    };
-    write().at("write", path)
+    Ok(atomic_files::write_json(path, record)?)
 }
 
 /// Reads a record whose `schema` is at most `known`; `None` where there is no such file.
@@ -43,37 +44,21 @@ pub(crate) fn write(path: &Path, record: &impl Serialize) -> Result<(), RuntimeE
 /// # Errors
 /// [`RuntimeError::Schema`] for a newer one, [`RuntimeError::File`] with `InvalidData` for one that doesn't parse.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path, known: u32) -> Result<Option<T>, RuntimeError> {
-    #[derive(serde::Deserialize)]
-    struct Schema {
-        schema: u32,
+    match atomic_files::read_json(path, known, RECORD_BYTES_MAX) {
+        Ok(record) => Ok(Some(record)),
+        Err(AtomicFileError::File { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
-    let mut bytes = Vec::new();
-    match File::open(path).and_then(|file| file.take(RECORD_BYTES_MAX).read_to_end(&mut bytes)) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).at("read", path),
-    }
-    let Schema { schema } = serde_json::from_slice(&bytes).map_err(io::Error::from).at("read", path)?;
-    if schema > known {
-        return Err(RuntimeError::Schema { path: path.to_owned(), found: schema, known });
-    }
-    serde_json::from_slice(&bytes).map_err(io::Error::from).at("read", path).map(Some)
 }
 
 /// Removes a folder and all in it; one that isn't there is a success.
 pub(crate) fn remove_folder(path: &Path) -> Result<(), RuntimeError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", path),
-        _ => Ok(()),
-    }
+    Ok(atomic_files::remove_folder(path)?)
 }
 
 /// Removes a file; one that isn't there is a success.
 pub(crate) fn remove_file(path: &Path) -> Result<(), RuntimeError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).at("remove", path),
-        _ => Ok(()),
-    }
+    Ok(atomic_files::remove_file(path)?)
 }
 
 /// Makes a folder and its parents.

@@ -203,12 +203,6 @@ impl Runtime {
         self.inner.context.board.due()
     }
 
-    /// Whether the template that a snapshot store names by `manifest` lies on this host: then its chunks needn't be
-    /// pulled to resume a snapshot of one of its clones.
-    pub async fn has_template(&self, manifest: fabric_types::Digest, shape: fabric_types::Shape) -> bool {
-        self.inner.context.templates.by_manifest(manifest, shape).await.is_some()
-    }
-
     /// Takes no new work, waits until what is under way is done or `deadline` has passed, and lets go of the machines:
     /// they run on with their keepers, for the next start. Requests to guests aren't waited for, they end here: whoever
     /// relays them drains first.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use fabric_types::{Digest, KeyId, Name, NodeId, NodeLimits, OrganizationId, RegionCode};
+use node_hypervisor::atomic_files;
 use serde::{Deserialize, Serialize};
 
 /// The newest schema that this version writes and reads.
@@ -118,7 +119,7 @@ impl NodeConfig {
     /// Writes the file so that a reader sees the old or the new one, never half of one.
     pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
         let text = toml::to_string_pretty(self).context("can't write a node's configuration as TOML")?;
-        crate::dev::files::replace(path, text.as_bytes(), 0o600)
+        Ok(atomic_files::replace(path, text.as_bytes(), 0o600)?)
     }
 }
 

@@ -11,7 +11,6 @@
 //! say         what a person sees
 //! ```
 
-pub(crate) mod files;
 mod host;
 mod layout;
 mod lock;
@@ -28,6 +27,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use node_hypervisor::atomic_files;
 
 use crate::args::DevStartArgs;
 use layout::Layout;
@@ -97,7 +97,7 @@ fn detach(args: &DevStartArgs) -> anyhow::Result<()> {
         bail!("{} is in use by process {holder}; stop it with: atoll dev stop --data {0}", args.data.display());
     }
     std::fs::create_dir_all(&args.data).with_context(|| format!("can't make {}", args.data.display()))?;
-    files::remove(&args.data.join("env"))?;
+    atomic_files::remove_file(&args.data.join("env"))?;
     let log_path = args.data.join("dev.log");
     let log = std::fs::File::create(&log_path).with_context(|| format!("can't write {}", log_path.display()))?;
     let words = std::env::args_os().skip(1).filter(|word| word != "--detach");

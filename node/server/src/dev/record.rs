@@ -4,9 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use fabric_types::{KeyId, RegionCode};
+use node_hypervisor::atomic_files;
 use serde::{Deserialize, Serialize};
-
-use super::files;
 
 const SCHEMA: u32 = 1;
 /// Every client accepts this form: the E2B client asks for the prefix and 40 hexadecimal digits.
@@ -79,7 +78,7 @@ impl Record {
 
     fn save(&self, data: &Path) -> anyhow::Result<()> {
         let text = serde_json::to_vec_pretty(self).context("can't write dev.json")?;
-        files::replace(&data.join("dev.json"), &text, 0o600)
+        Ok(atomic_files::replace(&data.join("dev.json"), &text, 0o600)?)
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use node_hypervisor::atomic_files;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -13,7 +14,7 @@ use super::lock::Lock;
 use super::process::config_file;
 use super::record::Record;
 use super::say::{self, Step};
-use super::{files, host, prepare, teardown};
+use super::{host, prepare, teardown};
 use crate::args::DevStartArgs;
 use crate::image;
 use crate::node::status::Status;
@@ -45,7 +46,7 @@ pub(crate) async fn run(args: DevStartArgs, lock: Lock) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("can't listen for SIGTERM")?;
     let layout = Layout::new(&args.data, &args.regions, args.nodes_per_region, args.port_base)?;
-    files::remove(&layout.env_file())?;
+    atomic_files::remove_file(&layout.env_file())?;
     let record = Record::load_or_make(&args.data, &args.regions, args.nodes_per_region)?;
     let image = image_folder(&args, &mut interrupt, &mut terminate).await?;
     teardown::end_nodes(&layout);
@@ -145,7 +146,7 @@ async fn watch(
         let waiting = waiting_for(layout);
         if waiting.is_empty() {
             ready = true;
-            files::replace(&layout.env_file(), environment(layout, record).as_bytes(), 0o600)?;
+            atomic_files::replace(&layout.env_file(), environment(layout, record).as_bytes(), 0o600)?;
             say::result(&welcome(layout, record, began.elapsed()));
         } else if said_at.elapsed() >= SAY_EVERY || said.is_empty() {
             let text = waiting.join("; ");
@@ -232,7 +233,7 @@ impl Supervised {
     /// Starts the process, with its output in the folder's log, and writes its pid.
     fn start(&mut self) -> anyhow::Result<()> {
         let folder = &self.member.folder;
-        files::remove(&folder.join("status.json"))?;
+        atomic_files::remove_file(&folder.join("status.json"))?;
         let log_path = folder.join("log");
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -250,7 +251,7 @@ impl Supervised {
             .spawn()
             .with_context(|| format!("can't start the node {}", self.member.id))?;
         let pid = child.id().context("a node ended before its pid was known")?;
-        files::replace(&folder.join("pid"), format!("{pid}\n").as_bytes(), 0o644)?;
+        atomic_files::replace(&folder.join("pid"), format!("{pid}\n").as_bytes(), 0o644)?;
         self.child = Some(child);
         self.started = Instant::now();
         self.start_at = None;

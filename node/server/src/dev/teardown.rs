@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use nix::sys::signal::Signal;
+use node_hypervisor::atomic_files;
 
 use super::layout::{Layout, Member};
 use super::process::NodeProcess;
-use super::{files, say};
+use super::say;
 use crate::node::status::Status;
 
 /// Deleting every sandbox and the pool of a node: at most so long, then the sweep below does it.
@@ -21,16 +21,11 @@ const POLL: Duration = Duration::from_millis(50);
 
 /// Empties and ends every node, then sweeps what a killed one left behind.
 pub(crate) fn all(layout: &Layout, run: &Path) -> anyhow::Result<()> {
-    files::remove(&layout.env_file())?;
+    atomic_files::remove_file(&layout.env_file())?;
     empty(layout);
     end_nodes(layout);
     sweep(layout)?;
-    match std::fs::remove_dir_all(run) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", run.display()))
-        }
-        _ => Ok(()),
-    }
+    Ok(atomic_files::remove_folder(run)?)
 }
 
 /// Ends nodes that an earlier supervisor left, without touching their sandboxes: those are adopted.
@@ -45,7 +40,7 @@ pub(crate) fn end_nodes(layout: &Layout) {
             process.signal(Signal::SIGKILL);
             process.wait_end(&member.folder, KILL_LIMIT);
         }
-        if let Err(error) = files::remove(&member.folder.join("pid")) {
+        if let Err(error) = atomic_files::remove_file(&member.folder.join("pid")) {
             say::line(&format!("{error:#}"));
         }
     }
@@ -78,13 +73,7 @@ fn sweep(layout: &Layout) -> anyhow::Result<()> {
             say::line(&format!("{}: ended {ended} machines that it had left", member.id));
         }
         for room in ["sandboxes", "pool"] {
-            let folder = member.folder.join(room);
-            match std::fs::remove_dir_all(&folder) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("can't remove {}", folder.display()));
-                }
-                _ => {}
-            }
+            atomic_files::remove_folder(&member.folder.join(room))?;
         }
     }
     Ok(())
