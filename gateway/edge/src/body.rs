@@ -3,7 +3,9 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use axum::response::Response;
 use bytes::Bytes;
+use http::{HeaderValue, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use thiserror::Error;
@@ -38,6 +40,19 @@ impl Body for Named {
     fn size_hint(&self) -> SizeHint {
         self.0.size_hint()
     }
+}
+
+/// A guest's file on its way to a client: its bytes and its length, and nothing else that the guest says.
+pub(crate) fn file(content: http::Response<RelayBody>) -> Response {
+    let length = content.headers().get(header::CONTENT_LENGTH).cloned();
+    let mut response = Response::new(axum::body::Body::new(Named(content.into_body())));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    // A guest's bytes are nothing that a browser should run under the gateway's name.
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(length) = length {
+        response.headers_mut().insert(header::CONTENT_LENGTH, length);
+    }
+    response
 }
 
 /// A body that counts as a request under way until its last byte.

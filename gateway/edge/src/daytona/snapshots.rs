@@ -1,9 +1,12 @@
 //! Templates and snapshots as the wire's one list of snapshots.
 
+use std::fmt::Display;
+
 use axum::Json;
 use axum::extract::State;
 use fabric_api::daytona as wire;
 use fabric_api::node::{NodeReply, NodeRequest, SnapshotView, TemplateView};
+use fabric_types::{Name, Shape, UnixMillis};
 
 use super::list::{limit, numbered, page_number};
 use super::view::{self, CLASS, gib};
@@ -72,33 +75,10 @@ async fn all(edge: &Edge, caller: &Caller) -> Answer<Vec<wire::Snapshot>> {
 }
 
 fn template(view: TemplateView) -> wire::Snapshot {
-    let since = rfc3339(view.created_at);
-    wire::Snapshot {
-        id: view.name.to_string(),
-        organization_id: None,
-        general: true,
-        name: view.name.to_string(),
-        image_name: Some(view.image),
-        state: "active",
-        size: None,
-        entrypoint: None,
-        cpu: view.shape.vcpus().0,
-        gpu: 0,
-        mem: gib(view.shape.memory()),
-        disk: view.shape.disk().0,
-        error_reason: None,
-        created_at: since.clone(),
-        updated_at: since,
-        last_used_at: None,
-        region_ids: Vec::new(),
-        manifest: None,
-        source_sandbox_id: None,
-        sandbox_class: CLASS,
-    }
+    wire::Snapshot { image_name: Some(view.image), ..row(&view.name, &view.name, view.shape, view.created_at) }
 }
 
 fn snapshot(view: SnapshotView) -> wire::Snapshot {
-    let since = rfc3339(view.created_at);
     let mut regions: Vec<_> = view
         .replicas
         .iter()
@@ -108,25 +88,39 @@ fn snapshot(view: SnapshotView) -> wire::Snapshot {
     regions.sort();
     regions.dedup();
     wire::Snapshot {
-        id: view.id.to_string(),
         organization_id: Some(view.organization.0),
         general: false,
-        name: view.name.to_string(),
+        size: Some(view.size_bytes as f64 / GIB),
+        region_ids: regions,
+        manifest: Some(view.manifest.to_string()),
+        source_sandbox_id: Some(view.sandbox.to_string()),
+        ..row(&view.id, &view.name, view.shape, view.created_at)
+    }
+}
+
+/// What everyone may use and what lies nowhere in particular: a template's row but for its image.
+fn row(id: &dyn Display, name: &Name, shape: Shape, created_at: UnixMillis) -> wire::Snapshot {
+    let since = rfc3339(created_at);
+    wire::Snapshot {
+        id: id.to_string(),
+        organization_id: None,
+        general: true,
+        name: name.to_string(),
         image_name: None,
         state: "active",
-        size: Some(view.size_bytes as f64 / GIB),
+        size: None,
         entrypoint: None,
-        cpu: view.shape.vcpus().0,
+        cpu: shape.vcpus().0,
         gpu: 0,
-        mem: gib(view.shape.memory()),
-        disk: view.shape.disk().0,
+        mem: gib(shape.memory()),
+        disk: shape.disk().0,
         error_reason: None,
         created_at: since.clone(),
         updated_at: since,
         last_used_at: None,
-        region_ids: regions,
-        manifest: Some(view.manifest.to_string()),
-        source_sandbox_id: Some(view.sandbox.to_string()),
+        region_ids: Vec::new(),
+        manifest: None,
+        source_sandbox_id: None,
         sandbox_class: CLASS,
     }
 }

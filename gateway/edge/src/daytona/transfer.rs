@@ -16,7 +16,7 @@ use http_body_util::BodyStream;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use rand::RngCore;
 
-use crate::body::{BodyError, Named};
+use crate::body::{BodyError, Named, file};
 use crate::edge::Edge;
 use crate::front::drain::drain;
 use crate::guest::{Guest, Upload};
@@ -128,16 +128,8 @@ pub(super) async fn download(
     Segments([key]): Segments<1>,
     params: Params,
 ) -> Answer<Response> {
-    let content = transfer(&edge, &caller, &key).content(params.required("path")?).await?;
-    let length = content.headers().get(header::CONTENT_LENGTH).cloned();
-    let mut response = Response::new(Body::new(Named(content.into_body())));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    let mut response = file(transfer(&edge, &caller, &key).content(params.required("path")?).await?);
     response.headers_mut().insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
-    // A guest's bytes are nothing that a browser should run under the gateway's name.
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Some(length) = length {
-        response.headers_mut().insert(header::CONTENT_LENGTH, length);
-    }
     Ok(response)
 }
 

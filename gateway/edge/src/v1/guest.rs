@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::timeout;
 
 use super::exec_events;
-use crate::body::Named;
+use crate::body::{Named, file};
 use crate::edge::Edge;
 use crate::front::drain::drain;
 use crate::guest::{Guest, Upload, lossy, run_within};
@@ -117,16 +117,7 @@ pub(super) async fn read_file(
 ) -> Answer<Response> {
     params.only(&["path"])?;
     let guest = Guest { mesh: edge.mesh(), key: &key, scope: caller.scope(TRANSFER) };
-    let content = guest.content(params.required("path")?).await?;
-    let length = content.headers().get(header::CONTENT_LENGTH).cloned();
-    let mut response = Response::new(Body::new(Named(content.into_body())));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    // A guest's bytes are nothing that a browser should run under the gateway's name.
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if let Some(length) = length {
-        response.headers_mut().insert(header::CONTENT_LENGTH, length);
-    }
-    Ok(response)
+    Ok(file(guest.content(params.required("path")?).await?))
 }
 
 /// `PUT .../files?path=[&mode=]`: the bytes; answers what was written.
