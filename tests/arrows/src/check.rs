@@ -99,7 +99,8 @@ fn of_package(rules: &Rules, names: &[&str], package: &Package) -> Vec<Violation
     for Edge { to, dev } in &package.dependencies {
         if names.contains(&to.as_str()) {
             let is_in = |list: &Vec<Pattern>| list.iter().any(|pattern| pattern.matches(to));
-            if !is_in(allowed) && !(*dev && in_tests.is_some_and(is_in)) {
+            let is_allowed = is_in(allowed) || *dev && in_tests.is_some_and(is_in);
+            if !is_allowed {
                 violations.push(Violation::Arrow { from: from.clone(), to: to.clone(), dev: *dev });
             }
         } else if let Some(inside) = rules.walls.get(to) {
