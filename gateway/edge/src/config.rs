@@ -8,7 +8,7 @@ use fabric_types::{NodeId, RegionCode};
 /// What a gateway is told about itself.
 #[derive(Debug, Clone)]
 pub struct EdgeConfig {
-    /// Where it listens; for logs, the listener itself is given to [`crate::serve`].
+    /// Where it listens; for logs, the listener itself is given to [`crate::serve()`].
     pub listen: SocketAddr,
     /// The base of its URL as clients reach it, without a slash at its end, as in `http://127.0.0.1:7080`.
     pub public_url: String,
