@@ -267,7 +267,7 @@ async fn sending_messages_never_waits_and_never_fails_for_a_peer_that_is_not_the
     for _ in 0..5_000 {
         fra.send_message(nowhere, Bytes::from_static(b"anyone?")).expect("dropped, not refused");
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     let error = fra.send_message(nowhere, Bytes::from(vec![0; MESSAGE_BYTES_MAX + 1])).expect_err("too large");
     assert!(matches!(error, FabricError::TooLarge { .. }), "{error}");
 }

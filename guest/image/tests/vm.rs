@@ -138,14 +138,13 @@ async fn commands(host: &Host) {
     let start = Instant::now();
     let (status, body) = host.post("/v1/exec", &slow).await;
     assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "{}", String::from_utf8_lossy(&body));
-    assert!(start.elapsed() < Duration::from_secs(4));
+    assert!(start.elapsed() < Duration::from_secs(20));
     assert_eq!(host.sh("pgrep -c sleep || true").await, "0\n");
 
-    let start = Instant::now();
-    assert_eq!(host.sh("(sleep 1; echo late; echo done > /tmp/late) & echo started").await, "started\n");
-    assert!(start.elapsed() < Duration::from_millis(900));
-    tokio::time::sleep(Duration::from_millis(1500)).await;
-    assert_eq!(host.sh("cat /tmp/late").await, "done\n");
+    let late = "(sleep 3; echo late; echo done > /tmp/late) & echo started; ls /tmp/late 2>/dev/null";
+    assert_eq!(host.sh(late).await, "started\n");
+    let until = "for i in $(seq 200); do [ -s /tmp/late ] && break; sleep 0.1; done; cat /tmp/late";
+    assert_eq!(host.sh(until).await, "done\n");
 
     let big = timed("8 MiB of output", host.sh("head -c 8388608 /dev/zero | tr '\\0' x")).await;
     assert_eq!(big.len(), 8 << 20);

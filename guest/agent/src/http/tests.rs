@@ -187,11 +187,17 @@ async fn a_timeout_kills_the_whole_group() {
     let got = pair.exec(ExecRequest { timeout_seconds: Some(1), ..command(&script) }).await;
     let message = got.refused(AgentErrorCode::Timeout);
     assert!(message.contains("1 s"), "{message}");
-    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(30));
     for pid in fs::read_to_string(&pids).unwrap().lines() {
-        // Killed, though whoever inherited it may not have collected it yet.
-        let alive = fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
-        assert!(!alive, "{pid}");
+        // Killed, though whoever inherited it may not have collected it yet, and the kernel may still be at it.
+        let alive = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        for _ in 0..200 {
+            if !alive() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!alive(), "{pid}");
     }
     let events = pair.stream(ExecRequest { timeout_seconds: Some(1), ..command("echo begun; sleep 60") }).await;
     assert!(matches!(&events[0], ExecEvent::Stdout { data } if plain(data) == "begun\n"), "{events:?}");
@@ -204,13 +210,13 @@ async fn a_background_child_outlives_the_answer_and_may_go_on_writing() {
     let start = Instant::now();
     let mark = pair.folder.path().join("mark");
     let script = format!(
-        "(sleep 0.5; for i in $(seq 2000); do echo 0123456789012345678901234567890123456789; done; echo done > {}) & echo started",
+        "(sleep 3; for i in $(seq 2000); do echo 0123456789012345678901234567890123456789; done; echo done > {}) & echo started",
         mark.display()
     );
     let reply = pair.sh(&script).await;
     assert_eq!(plain(&reply.stdout), "started\n");
-    assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
-    for _ in 0..100 {
+    assert!(!mark.exists(), "the answer waited for the child: {:?}", start.elapsed());
+    for _ in 0..400 {
         if mark.exists() {
             return;
         }

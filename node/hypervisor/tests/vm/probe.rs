@@ -27,7 +27,7 @@ async fn vm_probe_finds_a_driver_in_time_and_remembers_it() {
     let again = Instant::now();
     let second = probe(config(&place, HypervisorChoice::Auto, AccelChoice::Auto)).await.expect("it still works");
     println!("second probe {:.0} ms", ms(again));
-    assert!(again.elapsed() < Duration::from_secs(2), "nothing was remembered: {:?}", again.elapsed());
+    assert!(again.elapsed() < Duration::from_secs(5), "nothing was remembered: {:?}", again.elapsed());
     assert_eq!(second.driver.fit(), probed.driver.fit());
     assert_eq!(second.findings, probed.findings);
     assert!(
