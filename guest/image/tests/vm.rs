@@ -141,7 +141,7 @@ async fn commands(host: &Host) {
     assert!(start.elapsed() < Duration::from_secs(20));
     assert_eq!(host.sh("pgrep -c sleep || true").await, "0\n");
 
-    let late = "(sleep 3; echo late; echo done > /tmp/late) & echo started; ls /tmp/late 2>/dev/null";
+    let late = "(sleep 3; echo late; echo done > /tmp/late) & echo started; ls /tmp/late 2>/dev/null || true";
     assert_eq!(host.sh(late).await, "started\n");
     let until = "for i in $(seq 200); do [ -s /tmp/late ] && break; sleep 0.1; done; cat /tmp/late";
     assert_eq!(host.sh(until).await, "done\n");
