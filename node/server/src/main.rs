@@ -7,6 +7,7 @@ mod config;
 mod dev;
 mod doctor;
 mod image;
+mod key_text;
 mod node;
 mod service;
 

@@ -5,21 +5,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use fabric_quic::Authority;
-use fabric_types::{Digest, Name, NodeLimits, OrganizationId, UnixMillis};
+use fabric_types::{Name, NodeLimits, OrganizationId, UnixMillis};
 
 use super::layout::{Layout, Member};
 use super::process::config_file;
 use super::record::Record;
 use crate::args::DevStartArgs;
 use crate::config::{Bootstrap, BootstrapKey, NodeConfig, SCHEMA};
+use crate::key_text;
 use crate::node::clock::now;
 
 /// Small meshes gossip fast; libraries measured 200 ms at 50 nodes as half a percent of a core each.
 const GOSSIP_MS: u64 = 200;
 /// How long a node's certificate is good: a year, and each start makes a new one.
 const CERTIFICATE_MS: u64 = 365 * 24 * 3600 * 1000;
-/// Characters of a key that are shown to tell keys apart.
-const KEY_SHOWN_CHARS: usize = 8;
 
 /// Writes identities and configurations of all nodes.
 pub(crate) fn all(
@@ -101,9 +100,9 @@ fn config(
             key: Some(BootstrapKey {
                 id: record.key_id.clone(),
                 name: "dev".parse::<Name>().expect("'dev' is a name"),
-                hash: Digest::from_bytes(*blake3::hash(record.api_key.as_bytes()).as_bytes()),
+                hash: key_text::hash(&record.api_key),
                 organization: OrganizationId("default".to_owned()),
-                shown: record.api_key.chars().take(KEY_SHOWN_CHARS).collect(),
+                shown: key_text::shown(&record.api_key),
             }),
         },
     }

@@ -7,10 +7,9 @@ use fabric_types::{KeyId, RegionCode};
 use node_hypervisor::atomic_files;
 use serde::{Deserialize, Serialize};
 
+use crate::key_text;
+
 const SCHEMA: u32 = 1;
-/// Every client accepts this form: the E2B client asks for the prefix and 40 hexadecimal digits.
-const KEY_PREFIX: &str = "e2b_";
-const KEY_BYTES: usize = 20;
 
 /// What lasts of a development mesh.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +67,7 @@ impl Record {
             schema: SCHEMA,
             regions: regions.to_vec(),
             nodes_per_region,
-            api_key: format!("{KEY_PREFIX}{}", hex::encode(rand::random::<[u8; KEY_BYTES]>())),
+            api_key: key_text::new(),
             key_id: KeyId::new(rand::random()),
             run: run_folder(data),
         };

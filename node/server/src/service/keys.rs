@@ -4,33 +4,29 @@ use std::time::Duration;
 
 use fabric_api::node::{KeyView, NodeAnswer, NodeReply};
 use fabric_api::{ApiError, ErrorCode};
-use fabric_types::{Digest, KeyId, Name, OrganizationId};
+use fabric_types::{KeyId, Name, OrganizationId};
 use raft_placement::catalog::{ApiKey, Command, State};
 
 use super::{Service, errors};
+use crate::key_text;
 use crate::node::clock::now;
 
 /// A catalog commit crosses an ocean twice at most, and an election may be on.
 const COMMIT_LIMIT: Duration = Duration::from_secs(10);
-/// The form that every client accepts: this prefix and 40 hexadecimal digits.
-const KEY_PREFIX: &str = "e2b_";
-const KEY_BYTES: usize = 20;
-/// Characters that tell keys apart without giving them away: the prefix and 4 of 40 digits.
-const SHOWN_CHARS: usize = 8;
 
 impl Service {
     pub(super) async fn create_key(&self, name: &Name, organization: &OrganizationId) -> NodeAnswer {
         if let Some((id, _)) = by_name_or_id(&self.catalog_state(), name.as_str(), organization) {
             return Err(ApiError::new(ErrorCode::Conflict, format!("a key named '{name}' exists already ({id})")));
         }
-        let key = format!("{KEY_PREFIX}{}", hex::encode(rand::random::<[u8; KEY_BYTES]>()));
+        let key = key_text::new();
         let id = KeyId::new(rand::random());
         let kept = ApiKey {
             name: name.to_string(),
-            hash: Digest::from_bytes(*blake3::hash(key.as_bytes()).as_bytes()),
+            hash: key_text::hash(&key),
             organization: organization.clone(),
             created_at: now(),
-            shown: key.chars().take(SHOWN_CHARS).collect(),
+            shown: key_text::shown(&key),
         };
         let view = view(&id, &kept, name.clone());
         self.commit_catalog(Command::PutKey { id: id.clone(), key: kept }).await?;
