@@ -80,6 +80,9 @@ pub struct SandboxKey {
     pub organization: OrganizationId,
 }
 
+/// Most children of one fork: they all start at once, on one node.
+pub const FORK_CHILDREN_MAX: usize = 16;
+
 /// What is asked of a node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "ask")]
@@ -126,6 +129,35 @@ pub enum NodeRequest {
         key: SandboxKey,
         /// The new intervals.
         intervals: Intervals,
+    },
+    /// Replace the network policy, at once and in mid-flow -> [`NodeReply::Sandbox`].
+    SetNetwork {
+        /// Which.
+        key: SandboxKey,
+        /// The new policy.
+        network: NetworkPolicy,
+    },
+    /// Whether its ports may be reached without a key -> [`NodeReply::Sandbox`].
+    SetPublic {
+        /// Which.
+        key: SandboxKey,
+        /// Whether they may.
+        public: bool,
+    },
+    /// Give it another shape: the disk only grows, live; processors and memory change only while it is stopped ->
+    /// [`NodeReply::Sandbox`].
+    Resize {
+        /// Which.
+        key: SandboxKey,
+        /// The new shape.
+        shape: Shape,
+    },
+    /// Fork a running sandbox into children of their own identity, in one stop -> [`NodeReply::Sandboxes`], running.
+    Fork {
+        /// Which.
+        key: SandboxKey,
+        /// The children's names, where the client gave any: as many entries as children, at most [`FORK_CHILDREN_MAX`].
+        names: Vec<Option<Name>>,
     },
     /// Snapshot a running sandbox -> [`NodeReply::Snapshot`].
     Snapshot {
@@ -210,6 +242,18 @@ pub enum Action {
     Pause,
     /// Let them run.
     Resume,
+    /// Move a stopped one's disk into the snapshot store.
+    Archive,
+    /// Take the spec as it was committed: labels, intervals, network, shape.
+    Update {
+        /// All of it.
+        spec: Box<SandboxSpec>,
+    },
+    /// Fork it into these, in one stop.
+    Fork {
+        /// Each child's spec and generation.
+        children: Vec<(SandboxSpec, Generation)>,
+    },
     /// Remove everything of it.
     Delete,
     /// Take a snapshot into the local store.

@@ -66,6 +66,30 @@ pub struct Fit {
 pub enum GuestNetwork {
     /// Not at all.
     None,
+    /// A tap device behind the node's own packet filter.
+    Tap,
+    /// Through `passt`, without the node's packet filter.
+    Passt,
+}
+
+/// What shuts a monitor off from its host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seal {
+    /// What is in force, as short names: `user`, `mount_namespace`, `seccomp`...
+    pub in_force: Vec<String>,
+    /// What this host can't give.
+    pub missing: Vec<SealGap>,
+}
+
+/// A part of the seal that a host lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SealGap {
+    /// The part's short name.
+    pub part: String,
+    /// Why it isn't in force, and what to do, as one sentence.
+    pub why: String,
 }
 
 /// The isolation in force on a node, with the reason for it, as logs, API and status show it.
@@ -82,4 +106,7 @@ pub struct Isolation {
     pub guest_address_randomization: bool,
     /// The guests' network.
     pub network: GuestNetwork,
+    /// What shuts the monitors off from this host.
+    #[serde(default)]
+    pub seal: Seal,
 }

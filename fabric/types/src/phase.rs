@@ -7,6 +7,9 @@
 //!                           |     Snapshotting     |
 //!                           |                      |
 //!                        Stopped <- Stopping <-----+ (from Running too)
+//!                         |  ^
+//!                         v  |
+//!                  Archiving -> Archived -> Starting
 //! any but Deleting and Gone -> Deleting -> Gone       any but Deleting and Gone -> Failed{reason}
 //! ```
 
@@ -33,6 +36,10 @@ pub enum Phase {
     Stopping,
     /// No machine; the disk is kept.
     Stopped,
+    /// Its disk is being moved into the snapshot store.
+    Archiving,
+    /// No machine and no disk: all of it lies in the snapshot store.
+    Archived,
     /// Everything of it is being removed.
     Deleting,
     /// Nothing of it is left.
@@ -79,6 +86,12 @@ pub enum PhaseEvent {
     Stop,
     /// The machine has ended as asked.
     Stopped,
+    /// Its disk begins to move into the snapshot store.
+    Archive,
+    /// It lies in the snapshot store.
+    Archived,
+    /// The move failed: the disk is where it was.
+    NotArchived,
     /// Its removal begins.
     Delete,
     /// It is removed.
@@ -109,6 +122,8 @@ impl Phase {
             Self::Snapshotting => "snapshotting",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
+            Self::Archiving => "archiving",
+            Self::Archived => "archived",
             Self::Deleting => "deleting",
             Self::Gone => "gone",
             Self::Failed { .. } => "failed",
@@ -121,7 +136,13 @@ impl Phase {
             Self::Starting | Self::Running | Self::Paused | Self::Snapshotting | Self::Stopping | Self::Deleting => {
                 true
             }
-            Self::Requested | Self::Placed | Self::Stopped | Self::Gone | Self::Failed { .. } => false,
+            Self::Requested
+            | Self::Placed
+            | Self::Stopped
+            | Self::Archiving
+            | Self::Archived
+            | Self::Gone
+            | Self::Failed { .. } => false,
         }
     }
 }
@@ -132,12 +153,14 @@ pub fn transition(phase: Phase, event: PhaseEvent) -> Result<Phase, IllegalTrans
     use PhaseEvent as E;
     let next = match (&phase, &event) {
         (P::Requested, E::Place) => P::Placed,
-        (P::Placed | P::Stopped, E::Start) => P::Starting,
+        (P::Placed | P::Stopped | P::Archived, E::Start) => P::Starting,
         (P::Starting, E::Started) | (P::Paused, E::Resume) | (P::Snapshotting, E::Snapshotted) => P::Running,
         (P::Running, E::Pause) => P::Paused,
         (P::Running, E::Snapshot) => P::Snapshotting,
         (P::Running | P::Paused, E::Stop) => P::Stopping,
-        (P::Stopping, E::Stopped) => P::Stopped,
+        (P::Stopping, E::Stopped) | (P::Archiving, E::NotArchived) => P::Stopped,
+        (P::Stopped, E::Archive) => P::Archiving,
+        (P::Archiving, E::Archived) => P::Archived,
         (P::Deleting, E::Deleted) => P::Gone,
         (P::Deleting | P::Gone, E::Delete | E::Fail(_)) => return Err(IllegalTransition { phase, event }),
         (_, E::Delete) => P::Deleting,
@@ -151,6 +174,8 @@ pub fn transition(phase: Phase, event: PhaseEvent) -> Result<Phase, IllegalTrans
             | P::Snapshotting
             | P::Stopping
             | P::Stopped
+            | P::Archiving
+            | P::Archived
             | P::Deleting
             | P::Gone
             | P::Failed { .. },
@@ -163,6 +188,9 @@ pub fn transition(phase: Phase, event: PhaseEvent) -> Result<Phase, IllegalTrans
             | E::Snapshotted
             | E::Stop
             | E::Stopped
+            | E::Archive
+            | E::Archived
+            | E::NotArchived
             | E::Deleted,
         ) => return Err(IllegalTransition { phase, event }),
     };
@@ -179,13 +207,43 @@ mod tests {
 
     fn phases() -> Vec<Phase> {
         use Phase::*;
-        vec![Requested, Placed, Starting, Running, Paused, Snapshotting, Stopping, Stopped, Deleting, Gone, failed()]
+        vec![
+            Requested,
+            Placed,
+            Starting,
+            Running,
+            Paused,
+            Snapshotting,
+            Stopping,
+            Stopped,
+            Archiving,
+            Archived,
+            Deleting,
+            Gone,
+            failed(),
+        ]
     }
 
     fn events() -> Vec<PhaseEvent> {
         use PhaseEvent::*;
         let fail = Fail(FailReason::MachineLost("gone".into()));
-        vec![Place, Start, Started, Pause, Resume, Snapshot, Snapshotted, Stop, Stopped, Delete, Deleted, fail]
+        vec![
+            Place,
+            Start,
+            Started,
+            Pause,
+            Resume,
+            Snapshot,
+            Snapshotted,
+            Stop,
+            Stopped,
+            Archive,
+            Archived,
+            NotArchived,
+            Delete,
+            Deleted,
+            fail,
+        ]
     }
 
     /// Every legal edge; every pair not named here must be refused.
@@ -196,6 +254,10 @@ mod tests {
             (Requested, E::Place, Placed),
             (Placed, E::Start, Starting),
             (Stopped, E::Start, Starting),
+            (Stopped, E::Archive, Archiving),
+            (Archiving, E::Archived, Archived),
+            (Archiving, E::NotArchived, Stopped),
+            (Archived, E::Start, Starting),
             (Starting, E::Started, Running),
             (Running, E::Pause, Paused),
             (Paused, E::Resume, Running),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Labels, Minutes, Name, SandboxId, Shape, UnixMillis};
+use crate::{Digest, Generation, Labels, Minutes, Name, NetworkPolicy, SandboxId, Shape, UnixMillis};
 
 /// The organization that a sandbox or key belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,14 +25,13 @@ pub enum Source {
         /// The manifest's digest.
         manifest: Digest,
     },
-}
-
-/// What the guest may reach.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NetworkPolicy {
-    /// The client asked for no network at all.
-    pub block_all: bool,
+    /// A running sandbox of the same node, forked: memory, processes and disk as they were at that moment.
+    Fork {
+        /// Which.
+        parent: SandboxId,
+        /// The placement that the parent ran under.
+        generation: Generation,
+    },
 }
 
 /// What is done to an idle or stopped sandbox by itself. `None` is never.
@@ -41,8 +40,17 @@ pub struct NetworkPolicy {
 pub struct Intervals {
     /// Stop after this long without a request.
     pub auto_stop: Option<Minutes>,
+    /// Pause after this long without a request: memory is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_pause: Option<Minutes>,
+    /// Archive after this long stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auto_archive: Option<Minutes>,
     /// Delete after this long stopped; 0 is at once.
     pub auto_delete: Option<Minutes>,
+    /// Delete this long after it was created, whatever it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Minutes>,
 }
 
 /// What a sandbox is meant to be.
@@ -85,4 +93,6 @@ pub enum Desired {
     Paused,
     /// Stopped, disk kept.
     Stopped,
+    /// Stopped, its disk in the snapshot store alone.
+    Archived,
 }

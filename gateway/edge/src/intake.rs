@@ -116,7 +116,11 @@ pub(crate) fn auto_delete(minutes: i64) -> Answer<Option<Minutes>> {
 
 /// Both intervals, as a create gives them.
 pub(crate) fn intervals(stop: Option<i64>, delete: Option<i64>) -> Answer<Intervals> {
-    Ok(Intervals { auto_stop: auto_stop(stop.unwrap_or(0))?, auto_delete: auto_delete(delete.unwrap_or(-1))? })
+    Ok(Intervals {
+        auto_stop: auto_stop(stop.unwrap_or(0))?,
+        auto_delete: auto_delete(delete.unwrap_or(-1))?,
+        ..Intervals::default()
+    })
 }
 
 /// A number of minutes that is 0 or more.

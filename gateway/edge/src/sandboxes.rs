@@ -140,6 +140,8 @@ pub(crate) fn state(phase: &Phase) -> &'static str {
         Phase::Snapshotting => "snapshotting",
         Phase::Stopping => "stopping",
         Phase::Stopped => "stopped",
+        Phase::Archiving => "archiving",
+        Phase::Archived => "archived",
         Phase::Deleting => "destroying",
         Phase::Gone => "destroyed",
         Phase::Failed { .. } => "error",
@@ -153,6 +155,7 @@ pub(crate) fn desired_state(view: &SandboxView) -> &'static str {
         (_, Desired::Running) => "started",
         (_, Desired::Paused) => "paused",
         (_, Desired::Stopped) => "stopped",
+        (_, Desired::Archived) => "archived",
     }
 }
 

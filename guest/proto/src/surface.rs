@@ -7,12 +7,18 @@
 //! | `POST /v1/exec` | [`ExecRequest`] -> [`ExecReply`]; a timeout is 408 with an [`AgentError`] |
 //! | `POST /v1/exec/stream` | [`ExecRequest`] -> lines of JSON, each an [`ExecEvent`]; a timeout is an `exit` event with `timedOut` |
 //! | `POST /v1/code-run` | [`CodeRunRequest`] -> [`ExecReply`] |
+//! | `POST /v1/interpreter/contexts` | [`NewContext`] -> [`Context`] |
+//! | `GET /v1/interpreter/contexts` | -> [`ContextList`] |
+//! | `DELETE /v1/interpreter/contexts/{id}` | -> 204; what runs in it is killed |
+//! | `POST /v1/interpreter/contexts/{id}/interrupt` | -> 204; what runs in it gets SIGINT, a KeyboardInterrupt in python |
+//! | `POST /v1/interpreter/execute` | [`InterpreterRequest`] -> lines of JSON, each an [`InterpreterEvent`] |
 //! | `GET /v1/files?path=` | -> [`FileList`] |
 //! | `GET /v1/files/info?path=` | -> [`FileInfo`] |
 //! | `GET /v1/files/content?path=` | -> the bytes, streamed |
 //! | `PUT /v1/files/content?path=[&mode=644]` | the bytes, streamed -> [`FileInfo`]; parents are made; written beside and renamed |
 //! | `POST /v1/files/folder?path=[&mode=755]` | -> [`FileInfo`]; parents are made |
 //! | `DELETE /v1/files?path=[&recursive=true]` | -> 204 |
+//! | `POST /v1/disk/grow` | -> [`DiskSize`]: the own disk's file system takes all of its device |
 //! | `GET /v1/logs[?tail=LINES]` | -> the kernel's and agent's last lines, as text |
 //! | `POST /v1/shutdown` | -> 204, then sync and power off |
 //!
@@ -79,10 +85,42 @@ pub struct Identity {
     pub entropy: String,
     /// The host's wall clock, nanoseconds since the epoch; the guest's is stepped to it.
     pub wall_clock_ns: u64,
+    /// The guest's network, where it has one; without, the card is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<GuestNetwork>,
+    /// What the guest's commands may use together; the agent's defaults where none are given.
+    #[serde(default)]
+    pub limits: GuestLimits,
     /// Environment of every command.
     pub env: BTreeMap<String, String>,
     /// True for a pooled clone that only exercises itself: commands run, the real identity follows.
     pub rehearsal: bool,
+}
+
+/// How the guest sets up its network card. Its MAC is [`Identity::mac`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestNetwork {
+    /// Its address.
+    pub address: std::net::Ipv4Addr,
+    /// Bits of it that name the network.
+    pub prefix: u8,
+    /// Where everything is sent.
+    pub gateway: std::net::Ipv4Addr,
+    /// The resolver, for /etc/resolv.conf.
+    pub dns: std::net::Ipv4Addr,
+    /// Largest packet, bytes.
+    pub mtu: u16,
+}
+
+/// What a guest's commands may use, enforced inside the guest by cgroups and rlimits, so that the agent always lives.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GuestLimits {
+    /// Processes and threads of all commands together.
+    pub pids: Option<u32>,
+    /// Open files of one process.
+    pub open_files: Option<u32>,
 }
 
 /// The identity is in force and the random pool reseeded.
@@ -121,7 +159,7 @@ pub struct ExecRequest {
 pub struct CodeRunRequest {
     /// The program.
     pub code: String,
-    /// `python` or `javascript`.
+    /// `python`, `javascript` or `typescript`.
     pub language: String,
     /// Arguments of the program.
     pub argv: Vec<String>,
@@ -178,6 +216,119 @@ pub enum ExecEvent {
         /// Whether output was dropped.
         truncated: bool,
     },
+}
+
+/// A new interpreter context.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NewContext {
+    /// `python`; empty is python.
+    pub language: String,
+    /// Where it starts; [`HOME`] if not given.
+    pub cwd: Option<String>,
+}
+
+/// A stateful interpreter: what one execution defines, the next one sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Context {
+    /// Its id; `default` is made by the first execution that names none.
+    pub id: String,
+    /// Its language.
+    pub language: String,
+    /// Where it started.
+    pub cwd: String,
+    /// Seconds since the epoch.
+    pub created_at: i64,
+    /// Whether something runs in it.
+    pub busy: bool,
+}
+
+/// The contexts, by age.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ContextList {
+    /// At most [`CONTEXTS_MAX`].
+    pub contexts: Vec<Context>,
+}
+
+/// Most interpreter contexts of one guest: each is a python process, some 10 MiB.
+pub const CONTEXTS_MAX: usize = 32;
+
+/// A text to run in a context. One at a time: another one waits its turn, within its own timeout.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct InterpreterRequest {
+    /// The text.
+    pub code: String,
+    /// Which context; the default one if not given.
+    pub context_id: Option<String>,
+    /// Environment, for this execution.
+    pub env: BTreeMap<String, String>,
+    /// Seconds until it is interrupted, and 2 s later the context killed; none for no limit.
+    pub timeout_seconds: Option<u32>,
+}
+
+/// One line of a context's execution.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum InterpreterEvent {
+    /// Standard output, as text; what is no UTF-8 is replaced.
+    Stdout {
+        /// The text.
+        text: String,
+    },
+    /// Standard error.
+    Stderr {
+        /// The text.
+        text: String,
+    },
+    /// The value of the last expression, where it isn't None.
+    Result {
+        /// As `repr` shows it.
+        text: String,
+    },
+    /// An uncaught exception.
+    Error {
+        /// Its class.
+        name: String,
+        /// Its message.
+        value: String,
+        /// As python prints it.
+        traceback: String,
+    },
+    /// The end: always the last line.
+    #[serde(rename_all = "camelCase")]
+    End {
+        /// How it ended.
+        outcome: InterpreterOutcome,
+        /// How many executions the context has seen, this one included.
+        execution_count: u64,
+        /// Whether output was dropped past [`OUTPUT_BYTES_MAX`].
+        truncated: bool,
+    },
+}
+
+/// How an execution ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InterpreterOutcome {
+    /// To its end, or by an exception that an `error` line told.
+    Completed,
+    /// Interrupted on request.
+    Interrupted,
+    /// Its timeout passed.
+    TimedOut,
+    /// The context's process ended: its state is lost, the context is gone.
+    Died,
+}
+
+/// The own disk's file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiskSize {
+    /// Its size in bytes.
+    pub bytes: u64,
 }
 
 /// One file or folder.

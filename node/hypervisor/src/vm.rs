@@ -70,6 +70,52 @@ pub struct VmSpec {
     pub disk: PathBuf,
     /// Where memory comes from.
     pub memory: MemorySource,
+    /// What its network card is plugged into. Every machine has the card, so that templates fit everywhere.
+    #[serde(default)]
+    pub network: NetworkDevice,
+    /// What the host lets the monitor use.
+    #[serde(default)]
+    pub limits: MachineLimits,
+}
+
+/// What a machine's network card is plugged into.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum NetworkDevice {
+    /// Nothing: the card has no carrier.
+    #[default]
+    None,
+    /// A persistent tap device, opened by the keeper before it gives up its rights and handed on as a descriptor.
+    Tap {
+        /// The device's name.
+        name: String,
+        /// The network namespace that it lies in, as a path that setns(2) takes; the keeper's own if none is given.
+        netns: Option<PathBuf>,
+    },
+    /// A `passt` process of the machine's own, started and ended by its keeper, connected by a socket pair.
+    Passt {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments, but for `--fd`, which the keeper adds.
+        arguments: Vec<String>,
+    },
+}
+
+/// What the host lets a monitor use. Cgroups where the node may make them, else rlimits; what can't be had is in
+/// `Isolation::seal`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineLimits {
+    /// Memory of keeper and monitor together, bytes; none for no limit.
+    pub memory_bytes: Option<u64>,
+    /// Share of the processors against other machines: 100 for each vCPU.
+    pub cpu_weight: Option<u32>,
+    /// Most processor time a second, in thousandths of a processor.
+    pub cpu_millis: Option<u32>,
+    /// Processes and threads of keeper and monitor together.
+    pub pids: Option<u32>,
+    /// Reads and writes a second on the host's disk, each, bytes.
+    pub io_bytes_per_second: Option<u64>,
 }
 
 /// What one stop of a machine left on disk. `pages` is the machine's private memory: runs of changed pages.
@@ -131,6 +177,22 @@ pub trait Hypervisor: Send + Sync + 'static {
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError>;
     /// Takes over a machine that an earlier process of this node created, by the `vm.json` in its folder.
     async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError>;
+    /// Starts the monitor of a clone ahead of its use: all is done but the loading of its memory. Only for `Clone`.
+    async fn spare(&self, spec: VmSpec) -> Result<Box<dyn Spare>, VmError> {
+        Err(VmError::Unsupported { verb: "spare", why: format!("this driver starts nothing ahead ({})", spec.label) })
+    }
+}
+
+/// A monitor that waits for its memory. Dropping it ends the monitor and removes its files.
+#[async_trait]
+pub trait Spare: Send + Sync + 'static {
+    /// The specification it was started for.
+    fn spec(&self) -> &VmSpec;
+    /// Loads the template: from now on it is a machine, paused where the template was saved. On an error nothing is
+    /// left behind.
+    async fn load(self: Box<Self>) -> Result<Box<dyn Vm>, VmError>;
+    /// Ends it and removes its files.
+    async fn discard(self: Box<Self>);
 }
 
 /// One machine. Dropping the value leaves the machine running, for adoption; `shutdown` ends it.
@@ -149,6 +211,13 @@ pub trait Vm: Send + Sync + 'static {
     /// Stops, writes device state, private pages and disk under `into`, and goes on if it ran before. Only for machines
     /// made by `Clone` or `Restore` (and, where the driver can, `Boot`).
     async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError>;
+    /// Tells a running or paused machine that its own disk's file has grown to `bytes`.
+    async fn resize_disk(&self, bytes: u64) -> Result<(), VmError> {
+        Err(VmError::Unsupported {
+            verb: "resize_disk",
+            why: format!("this driver can't grow a disk to {bytes} bytes"),
+        })
+    }
     /// Opens the byte channel to the agent. A newer connection replaces an older one.
     async fn channel(&self) -> Result<UnixStream, VmError>;
     /// What the monitor uses.

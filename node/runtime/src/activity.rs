@@ -60,6 +60,8 @@ pub(crate) fn due(phase: &Phase, intervals: Intervals, last: UnixMillis, now: Un
         | Phase::Paused
         | Phase::Snapshotting
         | Phase::Stopping
+        | Phase::Archiving
+        | Phase::Archived
         | Phase::Deleting
         | Phase::Gone
         | Phase::Failed { .. } => None,
@@ -74,7 +76,7 @@ mod tests {
     use super::*;
 
     fn intervals(auto_stop: Option<u32>, auto_delete: Option<u32>) -> Intervals {
-        Intervals { auto_stop: auto_stop.map(Minutes), auto_delete: auto_delete.map(Minutes) }
+        Intervals { auto_stop: auto_stop.map(Minutes), auto_delete: auto_delete.map(Minutes), ..Intervals::default() }
     }
 
     #[test]

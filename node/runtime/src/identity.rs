@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fabric_types::{Generation, SandboxSpec};
-use guest_proto::surface::{ENTROPY_BYTES_MIN, Identity};
+use guest_proto::surface::{ENTROPY_BYTES_MIN, GuestLimits, Identity};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
@@ -22,6 +22,8 @@ pub(crate) fn real(spec: &SandboxSpec, generation: Generation, machine_id: &str)
         hostname: hostname(&spec.name, spec.id.as_str()),
         machine_id: machine_id.to_owned(),
         mac: None,
+        network: None,
+        limits: GuestLimits::default(),
         entropy: entropy()?,
         wall_clock_ns: clock::now_ns(),
         env: spec.env.clone(),
@@ -37,6 +39,8 @@ pub(crate) fn rehearsal() -> Result<Identity, RuntimeError> {
         hostname: "rehearsal".to_owned(),
         machine_id: new_machine_id()?,
         mac: None,
+        network: None,
+        limits: GuestLimits::default(),
         entropy: entropy()?,
         wall_clock_ns: clock::now_ns(),
         env: std::collections::BTreeMap::new(),

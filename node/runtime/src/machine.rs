@@ -38,6 +38,8 @@ pub(crate) async fn make(driver: &dyn Hypervisor, plan: Plan) -> Result<Arc<dyn 
         image: plan.image,
         disk: plan.disk,
         memory: plan.memory,
+        network: node_hypervisor::NetworkDevice::None,
+        limits: node_hypervisor::MachineLimits::default(),
     };
     Ok(Arc::from(driver.create(spec).await?))
 }

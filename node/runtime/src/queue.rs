@@ -99,7 +99,7 @@ pub(crate) fn judge(phase: &Phase, ask: Ask) -> Verdict {
             Ask::Start | Ask::Delete => Do,
             Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
         },
-        Phase::Failed { .. } => match ask {
+        Phase::Archiving | Phase::Archived | Phase::Failed { .. } => match ask {
             Ask::Delete => Do,
             Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
         },

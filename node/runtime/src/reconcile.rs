@@ -93,7 +93,7 @@ fn unknown(intent: &Intent, held_back: Option<&HeldBack>, now: UnixMillis) -> Op
     let request = Box::new(RunRequest { spec: intent.spec.clone(), generation: intent.generation });
     Some(match intent.desired {
         Desired::Running | Desired::Paused => Command::Run(request),
-        Desired::Stopped => Command::Lost(request),
+        Desired::Stopped | Desired::Archived => Command::Lost(request),
     })
 }
 
@@ -115,16 +115,18 @@ fn known(intent: &Intent, seen: &Seen) -> Vec<Command> {
         (Phase::Stopped, Desired::Running | Desired::Paused) => Some(Verb::Start),
         (Phase::Running, Desired::Paused) => Some(Verb::Pause),
         (Phase::Paused, Desired::Running) => Some(Verb::Resume),
-        (Phase::Running | Phase::Paused, Desired::Stopped) => Some(Verb::Stop { force: false }),
-        (Phase::Running, Desired::Running) | (Phase::Paused, Desired::Paused) | (Phase::Stopped, Desired::Stopped) => {
-            None
-        }
+        (Phase::Running | Phase::Paused, Desired::Stopped | Desired::Archived) => Some(Verb::Stop { force: false }),
+        (Phase::Running, Desired::Running)
+        | (Phase::Paused, Desired::Paused)
+        | (Phase::Stopped, Desired::Stopped | Desired::Archived) => None,
         (
             Phase::Requested
             | Phase::Placed
             | Phase::Starting
             | Phase::Snapshotting
             | Phase::Stopping
+            | Phase::Archiving
+            | Phase::Archived
             | Phase::Deleting
             | Phase::Gone
             | Phase::Failed { .. },

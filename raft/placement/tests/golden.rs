@@ -34,7 +34,7 @@ fn spec(number: u8, source: Source) -> Box<SandboxSpec> {
         user: "daytona".into(),
         public: false,
         network: NetworkPolicy::default(),
-        intervals: Intervals { auto_stop: Some(Minutes(15)), auto_delete: None },
+        intervals: Intervals { auto_stop: Some(Minutes(15)), auto_delete: None, ..Intervals::default() },
         created_at: UnixMillis(1_700_000_000_000),
     })
 }
@@ -61,8 +61,11 @@ fn region_commands() -> Vec<region::Command> {
         SetAdmitted { node: node(2), admitted: true },
         Move { id: id(2), from: Generation(1), node: node(2), generation: Generation(2) },
         SetLabels { id: id(1), labels: BTreeMap::from([("team".into(), "b".into())]) },
-        SetIntervals { id: id(1), intervals: Intervals { auto_stop: None, auto_delete: Some(Minutes(0)) } },
-        SetNetwork { id: id(1), network: NetworkPolicy { block_all: true } },
+        SetIntervals {
+            id: id(1),
+            intervals: Intervals { auto_stop: None, auto_delete: Some(Minutes(0)), ..Intervals::default() },
+        },
+        SetNetwork { id: id(1), network: NetworkPolicy { block_all: true, ..NetworkPolicy::default() } },
         SetPublic { id: id(1), public: true },
         Fail { id: id(2), generation: Generation(2), reason: "its machine ended".into() },
         Delete { id: id(3), generation: Some(Generation(1)) },

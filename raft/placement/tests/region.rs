@@ -67,9 +67,9 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (boxes.clone(), "[a-z]{0,3}").prop_map(|(number, label)| Command::SetLabels {
             id: sandbox(number), labels: [("a".to_owned(), label)].into() }),
         1 => (boxes.clone(), 0u32..3).prop_map(|(number, minutes)| Command::SetIntervals {
-            id: sandbox(number), intervals: Intervals { auto_stop: Some(Minutes(minutes)), auto_delete: None } }),
+            id: sandbox(number), intervals: Intervals { auto_stop: Some(Minutes(minutes)), auto_delete: None, ..Intervals::default() } }),
         1 => (boxes.clone(), any::<bool>()).prop_map(|(number, block_all)| Command::SetNetwork {
-            id: sandbox(number), network: NetworkPolicy { block_all } }),
+            id: sandbox(number), network: NetworkPolicy { block_all, ..NetworkPolicy::default() } }),
         1 => (boxes.clone(), any::<bool>()).prop_map(|(number, public)| Command::SetPublic { id: sandbox(number), public }),
         1 => (boxes.clone(), generations.clone()).prop_map(|(number, generation)| Command::Fail {
             id: sandbox(number), generation: Generation(generation), reason: "its machine ended".into() }),

@@ -24,7 +24,7 @@ pub(super) fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> 
         env: intake::env(body.env.unwrap_or_default())?,
         user: intake::user(body.user)?,
         public: body.public.unwrap_or(false),
-        network: NetworkPolicy { block_all: body.network_block_all.unwrap_or(false) },
+        network: NetworkPolicy { block_all: body.network_block_all.unwrap_or(false), ..NetworkPolicy::default() },
         intervals: intake::intervals(body.auto_stop_interval, never_if_negative(body.auto_delete_interval))?,
     })
 }

@@ -24,6 +24,7 @@ pub(super) fn sandbox(edge: &Edge, view: SandboxView, stale: bool) -> wire::Sand
         snapshot: match spec.source {
             Source::Template { template } => template.to_string(),
             Source::Snapshot { manifest } => manifest.to_string(),
+            Source::Fork { parent, .. } => parent.to_string(),
         },
         user: spec.user,
         env: spec.env,

@@ -59,7 +59,7 @@ fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> Answer<NewS
         env: intake::env(body.env)?,
         user: None,
         public: false,
-        network: NetworkPolicy { block_all: body.network_block_all },
+        network: NetworkPolicy { block_all: body.network_block_all, ..NetworkPolicy::default() },
         intervals: intake::intervals(body.auto_stop_minutes, body.auto_delete_minutes)?,
     })
 }

@@ -59,6 +59,8 @@ mod tests {
             image: ImagePaths { kernel: "/i/kernel".into(), initramfs: "/i/initramfs".into(), root: "/i/root".into() },
             disk: "/v/disk".into(),
             memory: MemorySource::Boot,
+            network: crate::NetworkDevice::None,
+            limits: crate::MachineLimits::default(),
         };
         let json = serde_json::to_value(vm_config(&spec, Path::new("/v/kernel"), true, "loglevel=7")).expect("JSON");
         assert_eq!(json["payload"]["kernel"], "/v/kernel");

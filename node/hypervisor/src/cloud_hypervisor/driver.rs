@@ -77,6 +77,7 @@ impl CloudHypervisorDriver {
             reason: config.reason.clone(),
             guest_address_randomization: true,
             network: GuestNetwork::None,
+            seal: fabric_types::Seal::default(),
         };
         let landlock = landlock_version() >= LANDLOCK_VERSION;
         Ok(Self { config, fit, isolation, landlock })

@@ -71,6 +71,8 @@ async fn try_boot(driver: &dyn Hypervisor, image: &ImagePaths, folder: &VmFolder
         image: image.clone(),
         disk,
         memory: MemorySource::Boot,
+        network: crate::NetworkDevice::None,
+        limits: crate::MachineLimits::default(),
     };
     let start = Instant::now();
     let vm = driver.create(spec).await.map_err(|error| error.to_string())?;

@@ -144,6 +144,8 @@ mod tests {
             },
             disk: "/v/disk".into(),
             memory,
+            network: crate::NetworkDevice::None,
+            limits: crate::MachineLimits::default(),
         }
     }
 

@@ -85,6 +85,7 @@ impl QemuDriver {
             reason: config.reason.clone(),
             guest_address_randomization: accelerator != Accelerator::Tcg,
             network: GuestNetwork::None,
+            seal: fabric_types::Seal::default(),
         };
         Ok(Self { config, fit, isolation })
     }

@@ -103,6 +103,8 @@ impl Place {
             shape: Shape::DEFAULT,
             image: self.image.clone(),
             memory,
+            network: node_hypervisor::NetworkDevice::None,
+            limits: node_hypervisor::MachineLimits::default(),
         }
     }
 }

@@ -173,7 +173,7 @@ proptest! {
         prop_assert_eq!(step(&intents, &world, &BTreeMap::new(), NOW), vec![]);
         for intent in &intents {
             let seen = &world[&intent.spec.id];
-            let wanted = match intent.desired { Desired::Running => Phase::Running, Desired::Paused => Phase::Paused, Desired::Stopped => Phase::Stopped };
+            let wanted = match intent.desired { Desired::Running => Phase::Running, Desired::Paused => Phase::Paused, Desired::Stopped | Desired::Archived => Phase::Stopped };
             let stuck = !matches!(seen.phase, Phase::Running | Phase::Paused | Phase::Stopped);
             let newer = seen.generation > intent.generation;
             prop_assert!(seen.phase == wanted || stuck || newer, "{:?} wanted {:?}", seen.phase, wanted);

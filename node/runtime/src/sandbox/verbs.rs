@@ -31,6 +31,11 @@ impl Driver {
         let begun = match self.record.spec.source.clone() {
             Source::Template { template } => self.begin_from_template(&template).await,
             Source::Snapshot { manifest } => self.begin_from_snapshot(manifest).await,
+            // A fork's children are made from their parent's stop; one that is asked for alone comes too late.
+            Source::Fork { parent, .. } => Err(RuntimeError::Snapshot {
+                what: format!("fork of {parent}"),
+                cause: "it was cut short, and the parent's memory of that moment is gone".to_owned(),
+            }),
         };
         match begun {
             Ok(()) => {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use fabric_api::ApiError;
 use fabric_api::node::{Action, NodeAnswer, NodeCall, NodeReply, NodeRequest, Observed, SandboxKey, SnapshotTaken};
+use fabric_api::{ApiError, ErrorCode};
 use fabric_types::{Desired, Generation, Intervals, Labels, Phase, SandboxId};
 use node_runtime::Verb;
 use raft_placement::region::{Command, Record};
@@ -25,9 +25,10 @@ impl Service {
         self.commit(call, command).await?;
         let action = match (desired, record.desired) {
             (Desired::Running, Desired::Paused) => Action::Resume,
-            (Desired::Running, Desired::Running | Desired::Stopped) => Action::Start,
+            (Desired::Running, Desired::Running | Desired::Stopped | Desired::Archived) => Action::Start,
             (Desired::Paused, _) => Action::Pause,
             (Desired::Stopped, _) => Action::Stop { force },
+            (Desired::Archived, _) => Action::Archive,
         };
         let seen = self.owner_acts(call, &record, action).await?;
         Ok(query::view_with(Record { desired, ..record }, seen))
@@ -69,6 +70,9 @@ impl Service {
             Action::Pause => Verb::Pause,
             Action::Resume => Verb::Resume,
             Action::Delete => Verb::Delete,
+            Action::Archive | Action::Update { .. } | Action::Fork { .. } => {
+                return Err(ApiError::new(ErrorCode::NotImplemented, "this node can't do that yet"));
+            }
             Action::Snapshot { id: snapshot, name: _ } => {
                 let taken = self.runtime.snapshot(id, generation, snapshot.clone()).await.map_err(errors::runtime)?;
                 return Ok(NodeReply::Taken(Box::new(SnapshotTaken {

@@ -121,7 +121,7 @@ impl Service {
             env,
             user: user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
             public: new.public,
-            network: new.network,
+            network: new.network.clone(),
             intervals: new.intervals,
             created_at: now(),
         };

@@ -122,6 +122,10 @@ impl Service {
             NodeRequest::Delete { key } => self.delete(&call, key).await,
             NodeRequest::SetLabels { key, labels } => self.set_labels(&call, key, labels).await,
             NodeRequest::SetIntervals { key, intervals } => self.set_intervals(&call, key, *intervals).await,
+            NodeRequest::SetNetwork { .. }
+            | NodeRequest::SetPublic { .. }
+            | NodeRequest::Resize { .. }
+            | NodeRequest::Fork { .. } => Err(ApiError::new(ErrorCode::NotImplemented, "this node can't do that yet")),
             NodeRequest::Snapshot { key, name } => self.take_snapshot(&call, key, name.clone()).await,
             NodeRequest::ListSnapshots { organization } => Ok(NodeReply::Snapshots(self.snapshots_of(organization))),
             NodeRequest::DeleteSnapshot { key, organization } => self.delete_snapshot(key, organization).await,

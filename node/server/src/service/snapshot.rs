@@ -50,6 +50,7 @@ impl Service {
         let spec = &record.spec;
         let template = match &spec.source {
             Source::Template { template } => template.clone(),
+            Source::Fork { .. } => self.template.clone(),
             // A snapshot of a restored sandbox stands on the template that its own snapshot stood on.
             Source::Snapshot { manifest } => by_manifest(&self.catalog_state(), manifest)
                 .map_or_else(|| self.template.clone(), |parent| parent.template.clone()),

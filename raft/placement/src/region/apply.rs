@@ -27,7 +27,7 @@ impl Machine for Placement {
             Command::Move { id, from, node, generation } => move_to(state, id, *from, node, *generation),
             Command::SetLabels { id, labels } => set_spec(state, id, |spec| spec.labels = labels.clone()),
             Command::SetIntervals { id, intervals } => set_spec(state, id, |spec| spec.intervals = *intervals),
-            Command::SetNetwork { id, network } => set_spec(state, id, |spec| spec.network = *network),
+            Command::SetNetwork { id, network } => set_spec(state, id, |spec| spec.network = network.clone()),
             Command::SetPublic { id, public } => set_spec(state, id, |spec| spec.public = *public),
             Command::Fail { id, generation, reason } => fail(state, id, *generation, reason),
             Command::Delete { id, generation } => delete(state, id, *generation),
