@@ -190,6 +190,8 @@ pub(crate) fn identity(generation: u64, machine_id: &str) -> Identity {
         hostname: format!("box-{generation}"),
         machine_id: machine_id.to_owned(),
         mac: None,
+        network: None,
+        limits: guest_proto::surface::GuestLimits::default(),
         entropy: STANDARD.encode([entropy, entropy].concat()),
         wall_clock_ns: u64::try_from(now.as_nanos()).unwrap(),
         env: [("FROM".to_owned(), "identity".to_owned())].into(),
