@@ -29,6 +29,7 @@ use crate::reconcile::Seen;
 use crate::{Observed, RuntimeError, SnapshotOutcome, Verb};
 
 mod adopt;
+mod create;
 mod driver;
 mod snapshot;
 mod verbs;
