@@ -8,8 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 mod ioctls {
-    //! `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
+    // `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
     nix::ioctl_write_int!(ficlone, 0x94, 9);
+    // `TUNSETIFF` of linux/if_tun.h.
+    nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 }
 
 /// Has the kernel kill the command's process when the thread that starts it ends (`PR_SET_PDEATHSIG`, prctl(2)). Call
@@ -59,4 +61,21 @@ pub(crate) fn clone_file(source: &File, target: &File) -> io::Result<()> {
     // SAFETY: why unsafe: an ioctl's argument isn't typed. Why it holds: FICLONE takes an open descriptor's number,
     // both files are open for the length of the call, and no memory is passed.
     unsafe { ioctls::ficlone(target.as_raw_fd(), source) }.map(drop).map_err(io::Error::from)
+}
+
+/// Attaches an open `/dev/net/tun` to the tap of this name: whole frames, no header before them
+/// (Documentation/networking/tuntap.rst).
+pub(crate) fn attach_tap(tun: &File, name: &str) -> io::Result<()> {
+    let mut ifr_name = [0; libc::IFNAMSIZ];
+    if name.is_empty() || name.len() >= ifr_name.len() || name.contains('%') {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a device's name has 1 to 15 bytes, none of them '%'"));
+    }
+    for (to, &from) in ifr_name.iter_mut().zip(name.as_bytes()) {
+        *to = from.cast_signed();
+    }
+    let ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
+    // SAFETY: why unsafe: an ioctl's argument isn't typed. Why it holds: TUNSETIFF reads and writes one `ifreq`, which
+    // lives for the length of the call, and its name ends with a zero.
+    unsafe { ioctls::tunsetiff(tun.as_raw_fd(), &raw const request) }.map(drop).map_err(io::Error::from)
 }

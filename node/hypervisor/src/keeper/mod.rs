@@ -19,6 +19,7 @@ mod client;
 mod config;
 mod console;
 mod pages;
+mod plug;
 mod protocol;
 mod run;
 mod serve;

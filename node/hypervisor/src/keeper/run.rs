@@ -19,6 +19,7 @@ use thiserror::Error;
 
 use super::config::{EndRecord, KeeperConfig, SCHEMA};
 use super::console::CappedLog;
+use super::plug::{Helper, PLACEHOLDER, PlugError, plug};
 use super::protocol::Reply;
 use super::serve::{Machine, refuse_one, serve};
 use crate::durable::{read_json, remove_file, write_json};
@@ -45,6 +46,16 @@ enum StartError {
     Listen { path: PathBuf, source: io::Error },
     #[error("can't run {program}: {source}")]
     Program { program: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Plug(#[from] PlugError),
+}
+
+/// A started monitor.
+struct Started {
+    child: Child,
+    vmm: ProcessRef,
+    /// What serves its network beside it.
+    helper: Option<Helper>,
 }
 
 /// Runs one machine's keeper until its monitor has ended: `keeper --config FILE`, with the listening socket `k` as
@@ -72,7 +83,11 @@ fn run(args: &[OsString]) -> Result<(), StartError> {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("use its socket"))?;
     let listener = UnixListener::from(stdin);
     match start(&config) {
-        Ok((child, vmm)) => Watch::new(config, listener, child, vmm)?.run(),
+        Ok(Started { child, vmm, helper }) => {
+            let ended = Watch::new(config, listener, child, vmm).and_then(Watch::run);
+            drop(helper);
+            ended
+        }
         Err(error) => {
             refuse_one(&listener, &error.to_string());
             remove_sockets(&config);
@@ -94,9 +109,16 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> StartError {
     move |source| StartError::System { action, source }
 }
 
-fn start(config: &KeeperConfig) -> Result<(Child, ProcessRef), StartError> {
+fn start(config: &KeeperConfig) -> Result<Started, StartError> {
     let mut arguments = config.arguments.clone();
     let mut inherited = Vec::new();
+    // First, while nothing else is inheritable: its helper is a program too.
+    let plug = plug(&config.spec.network)?;
+    if let Some(plug) = &plug {
+        for argument in &mut arguments {
+            *argument = argument.replace(PLACEHOLDER, &plug.descriptor.as_raw_fd().to_string());
+        }
+    }
     for listener in &config.listeners {
         let failed = |source| StartError::Listen { path: listener.path.clone(), source };
         let _ = fs::remove_file(&listener.path);
@@ -114,7 +136,7 @@ fn start(config: &KeeperConfig) -> Result<(Child, ProcessRef), StartError> {
     let child = command.spawn().map_err(|source| StartError::Program { program: config.program.clone(), source })?;
     // A monitor that ends at once is a zombie until it is reaped, so its number and start are still there.
     let vmm = ProcessRef::of(child.id()).map_err(system("see its monitor"))?;
-    Ok((child, vmm))
+    Ok(Started { child, vmm, helper: plug.and_then(|plug| plug.helper) })
 }
 
 /// One of the monitor's outputs and the log it goes to.

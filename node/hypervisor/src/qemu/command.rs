@@ -1,7 +1,9 @@
 //! A machine's command line, as pure functions: what isn't on it, the guest doesn't have.
 //!
-//! There is no network card, display, USB, sound or firmware setting; the first virtio disk is the root (read-only),
-//! the second the machine's own; one virtio serial port, `atoll`, is the channel; the first serial port is the console.
+//! There is no display, USB, sound or firmware setting; the first virtio disk is the root (read-only), the second the
+//! machine's own; one virtio serial port, `atoll`, is the channel; the first serial port is the console. Every machine
+//! has one network card at the same place, whatever it is plugged into, so that a template booted without a network is
+//! loaded by clones with one. QEMU's own user-mode network, whose 10.0.2.2 is the host's loopback, is on no line.
 
 use std::path::Path;
 
@@ -9,7 +11,7 @@ use fabric_types::{Accelerator, Fit};
 use serde_json::{Value, json};
 
 use crate::kernel_args::kernel_args;
-use crate::{MemorySource, VmSpec, template};
+use crate::{MemorySource, NetworkDevice, VmSpec, template};
 
 /// The virtio port's name, by which the agent finds it in /sys/class/virtio-ports.
 const CHANNEL_PORT: &str = "atoll";
@@ -24,6 +26,13 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 pub(super) const TCG_CPU: &str = "qemu64-v1";
 /// Added to [`TCG_CPU`].
 pub(super) const TCG_FEATURES: [&str; 8] = ["abm", "cx16", "lahf-lm", "popcnt", "rdrand", "sse4.1", "sse4.2", "ssse3"];
+
+/// The network card, but for what it is plugged into. All that depends on a plug's abilities is off, so that the same
+/// card loads under any: the plugs have no header for offloads, and without them buffers need not be merged. Its MAC
+/// is the agent's to set, so QEMU's may be every machine's. No ROM: nothing boots from it.
+const CARD: &str = "virtio-net-pci,id=card,addr=0x8,disable-legacy=on,romfile=,mac=02:00:00:00:00:01,csum=off,gso=off,\
+    guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,\
+    host_ufo=off,mrg_rxbuf=off,guest_announce=off,mq=off";
 
 /// The arguments that make `spec`'s machine, stopped. `{fd:NAME}` stands for listeners that the keeper hands on.
 pub(super) fn arguments(spec: &VmSpec, fit: &Fit, further_kernel_args: &str) -> Vec<String> {
@@ -48,6 +57,16 @@ pub(super) fn arguments(spec: &VmSpec, fit: &Fit, further_kernel_args: &str) -> 
     add(&["-device", "virtio-serial-pci,max_ports=2,disable-legacy=on"]);
     add(&["-chardev", "socket,id=channel,fd={fd:c},server=on,wait=off"]);
     add(&["-device", &format!("virtserialport,chardev=channel,name={CHANNEL_PORT}")]);
+    match &spec.network {
+        NetworkDevice::None => add(&["-device", CARD]),
+        NetworkDevice::Tap { .. } => {
+            add(&["-netdev", "tap,id=net,fd={fd:net},vhost=off", "-device", &format!("{CARD},netdev=net")]);
+        }
+        NetworkDevice::Passt { .. } => {
+            let plug = "stream,id=net,server=off,addr.type=fd,addr.str={fd:net}";
+            add(&["-netdev", plug, "-device", &format!("{CARD},netdev=net")]);
+        }
+    }
     add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
     add(&["-chardev", "socket,id=monitor,fd={fd:q},server=on,wait=off", "-mon", "chardev=monitor,mode=control"]);
     match &spec.memory {
@@ -154,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn no_machine_has_a_network() {
+    fn every_machine_has_the_same_card_and_none_a_user_mode_network() {
         let snapshot = SnapshotFiles { device_state: "/s".into(), pages: "/p".into(), runs: vec![], disk: "/d".into() };
         for memory in [
             MemorySource::Boot,
@@ -162,10 +181,23 @@ mod tests {
             MemorySource::Clone { template: "/t".into() },
             MemorySource::Restore { template: "/t".into(), snapshot },
         ] {
-            let line = line(memory);
-            assert!(line.contains("-nic none") && line.contains("-nodefaults"), "{line}");
-            assert!(!line.contains("netdev") && !line.contains("-net ") && !line.contains("virtio-net"), "{line}");
-            assert!(line.contains("-sandbox on,") && line.contains(" -S "), "{line}");
+            for (network, plug) in [
+                (NetworkDevice::None, None),
+                (NetworkDevice::Tap { name: "t".into(), netns: None }, Some("tap,")),
+                (NetworkDevice::Passt { program: "passt".into(), arguments: vec![] }, Some("stream,")),
+            ] {
+                let spec = VmSpec { network, ..spec(memory.clone()) };
+                let words = arguments(&spec, &fit(Accelerator::Tcg), "");
+                let line = words.join(" ");
+                assert!(line.contains("-nic none") && line.contains("-nodefaults"), "{line}");
+                assert!(line.contains("-sandbox on,") && line.contains(" -S "), "{line}");
+                assert_eq!(words.iter().filter(|word| word.starts_with(CARD)).count(), 1, "{line}");
+                let netdevs: Vec<_> = words.iter().skip_while(|word| *word != "-netdev").skip(1).take(1).collect();
+                assert_eq!(netdevs.len(), usize::from(plug.is_some()), "{line}");
+                assert!(netdevs.iter().all(|netdev| netdev.starts_with(plug.expect("named"))), "{line}");
+                assert!(words.iter().all(|word| word != "-net" && !word.starts_with("user,")), "{line}");
+                assert!(!line.contains("slirp") && !line.contains("hostfwd"), "{line}");
+            }
         }
     }
 

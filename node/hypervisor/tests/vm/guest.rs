@@ -48,6 +48,8 @@ impl Guest {
             entropy: BASE64.encode(rand::random::<[u8; 64]>()),
             wall_clock_ns: u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos())
                 .expect("before 2554"),
+            network: None,
+            limits: guest_proto::surface::GuestLimits::default(),
             env: BTreeMap::new(),
             rehearsal: false,
         };
