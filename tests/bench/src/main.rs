@@ -1,62 +1,70 @@
-//! Measurements of a running mesh, printed with their conditions.
+//! Measurements of running meshes, printed with their conditions and with what is asked of them.
 //!
 //! ```text
-//! measure      what is measured, one thing at a time, through the API
-//! statistics   percentiles
+//! place        a mesh to measure in, and the steps that every measurement makes
+//! create       from a create to its first result
+//! compare      the same beside a container, taking turns; container runs those
+//! code         programs for interpreters
+//! life         pause, resume, fork
+//! refill       how the pool fills again, and what neighbours feel
+//! density      memory of idle clones
+//! snapshots    stop, and restore in the next region
+//! plan         which of them, in which mesh, in which order
+//! statistics   percentiles, ratios
 //! conditions   the machine, the versions and the isolation under which it was measured
 //! report       a table for the README, or one JSON object
 //! ```
 
+mod code;
+mod compare;
 mod conditions;
-mod measure;
+mod container;
+mod create;
+mod density;
+mod life;
+mod place;
+mod plan;
+mod refill;
 mod report;
+mod snapshots;
 mod statistics;
 
 use std::io::Write as _;
 
 use clap::Parser;
-use tests_harness::{Mesh, MeshOptions};
 
-use crate::conditions::Conditions;
-use crate::report::Report;
+use crate::plan::Section;
 
-/// Starts meshes of its own with the atoll beside it, measures, and prints a table.
+/// Starts meshes of its own with the atoll beside it, measures, and prints tables. Minutes; progress on standard error.
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
-struct Arguments {
-    /// Creates with their first exec, one at a time from a filled pool
+pub(crate) struct Arguments {
+    /// Samples of what is measured one at a time
     #[arg(long, default_value_t = 100)]
-    creates: u32,
-    /// Repetitions of everything else
-    #[arg(long, default_value_t = 10)]
-    repeats: u32,
+    samples: u32,
+    /// Rounds of what takes turns, and repetitions of what takes seconds
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
     /// Boots of a shape that was never seen, each of which stays as a template on the disk
     #[arg(long, default_value_t = 3)]
     boots: u32,
-    /// Warm clones on each node
+    /// Idle clones whose memory is counted
+    #[arg(long, default_value_t = 50)]
+    clones: u32,
+    /// Warm clones in the meshes that have a pool
     #[arg(long, default_value_t = 4)]
     pool: u32,
-    /// Print one JSON object instead of the table
+    /// Only these sections; all by default
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Section>,
+    /// Print one JSON object instead of the tables
     #[arg(long)]
     json: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let mesh = Mesh::start(MeshOptions { pool: arguments.pool, ..MeshOptions::default() })?;
-    let conditions = Conditions::of(&mesh, arguments.pool)?;
-    let mut rows = vec![
-        measure::create_from_pool(&mesh, arguments.creates)?,
-        measure::exec(&mesh, arguments.creates)?,
-        measure::snapshot_stop(&mesh, arguments.repeats)?,
-        measure::restore_in_the_next_region(&mesh, arguments.repeats)?,
-    ];
-    mesh.stop()?;
-    let mesh = Mesh::start(MeshOptions { pool: 0, ..MeshOptions::default() })?;
-    rows.insert(2, measure::create_without_pool(&mesh, arguments.repeats)?);
-    rows.insert(3, measure::create_of_a_new_shape(&mesh, arguments.boots)?);
-    mesh.stop()?;
-    let report = Report { conditions, rows };
+    let report = plan::carry_out(&arguments)?;
     let text = if arguments.json { serde_json::to_string(&report)? } else { report.markdown() };
     writeln!(std::io::stdout(), "{text}")?;
     Ok(())
