@@ -131,6 +131,7 @@ impl Hypervisor for CloudHypervisorDriver {
             listeners: vec![ListenerConfig { name: "q".to_owned(), path: folder.monitor_socket() }],
             // The monitor binds it by itself, and only removes it when it ends in order.
             remove: vec![folder.channel_socket()],
+            ahead: false,
         };
         let spawned = spawn(&self.config.keeper, &config).await?;
         let prepared = self.prepare(&spec).await;

@@ -25,6 +25,9 @@ pub(crate) struct KeeperConfig {
     pub(crate) listeners: Vec<ListenerConfig>,
     /// Further files to remove when the machine has ended.
     pub(crate) remove: Vec<PathBuf>,
+    /// Whether it is started ahead of its use: it may stay unconfirmed for as long as its creator's connection lives.
+    #[serde(default)]
+    pub(crate) ahead: bool,
 }
 
 /// One inherited socket.

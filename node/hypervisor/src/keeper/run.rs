@@ -245,7 +245,7 @@ impl Watch {
 
     /// How long a machine that nobody has confirmed may still live.
     fn confirm_left(&self) -> Option<Duration> {
-        let settled = self.machine.is_confirmed() || self.machine.is_doomed();
+        let settled = self.machine.config().ahead || self.machine.is_confirmed() || self.machine.is_doomed();
         (!settled).then(|| CONFIRM_LIMIT.saturating_sub(self.started.elapsed()))
     }
 

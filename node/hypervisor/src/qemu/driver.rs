@@ -173,6 +173,7 @@ impl Hypervisor for QemuDriver {
             arguments: arguments(&spec, &self.fit, &self.config.kernel_args),
             listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
             remove: vec![runs_file(folder)],
+            ahead: false,
         };
         let spawned = spawn(&self.config.keeper, &config).await?;
         let prepared = self.prepare(&spec, &spawned).await;
