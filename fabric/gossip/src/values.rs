@@ -288,6 +288,7 @@ pub(crate) mod tests {
             limits: NodeLimits {
                 physical: Capacity { vcpus: 2, memory_mib: 8192, disk_gib: 50 },
                 overcommit: Overcommit::default(),
+                sandboxes: None,
             },
             reserved: Capacity { vcpus: 1, memory_mib: 1024, disk_gib: 3 },
             sandboxes: 1,

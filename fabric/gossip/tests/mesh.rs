@@ -45,6 +45,7 @@ fn report(fabric: &Arc<dyn Fabric>, sandboxes: u32, pools: u32) -> NodeReport {
         limits: NodeLimits {
             physical: Capacity { vcpus: 2, memory_mib: 8192, disk_gib: 50 },
             overcommit: Overcommit::default(),
+            sandboxes: None,
         },
         reserved: Capacity::default(),
         sandboxes,

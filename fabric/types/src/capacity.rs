@@ -76,6 +76,9 @@ pub struct NodeLimits {
     pub physical: Capacity,
     /// The factors.
     pub overcommit: Overcommit,
+    /// Sandboxes at most, whatever their shapes; none for as many as have room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandboxes: Option<u32>,
 }
 
 impl NodeLimits {
@@ -89,6 +92,24 @@ impl NodeLimits {
     }
 }
 
+/// What one organization may have in one region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Quota {
+    /// Sandboxes, archived ones among them.
+    pub sandboxes: u32,
+    /// What its sandboxes may reserve together; an archived one reserves nothing.
+    pub capacity: Capacity,
+}
+
+impl Default for Quota {
+    /// 1,000 sandboxes, each four times the default shape: a bound against runaway loops, not a budget. Ledgers begin
+    /// with it, so it never changes: another one is set by a command.
+    fn default() -> Self {
+        Self { sandboxes: 1_000, capacity: Capacity { vcpus: 4_000, memory_mib: 4_096_000, disk_gib: 12_000 } }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +119,7 @@ mod tests {
         let limits = NodeLimits {
             physical: Capacity { vcpus: 2, memory_mib: 1000, disk_gib: 10 },
             overcommit: Overcommit::default(),
+            sandboxes: None,
         };
         assert_eq!(limits.reservable(), Capacity { vcpus: 32, memory_mib: 4000, disk_gib: 40 });
     }

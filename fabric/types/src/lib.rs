@@ -14,7 +14,7 @@ mod shape;
 mod spec;
 mod time;
 
-pub use capacity::{Capacity, NodeLimits, Overcommit};
+pub use capacity::{Capacity, NodeLimits, Overcommit, Quota};
 pub use fit::{Accelerator, Fit, GuestNetwork, HypervisorKind, Isolation, Seal, SealGap};
 pub use generation::Generation;
 pub use id::{IdError, KeyId, NodeId, RegionCode, SandboxId, SnapshotId};

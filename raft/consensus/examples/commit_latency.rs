@@ -85,5 +85,5 @@ async fn write(group: Group<Placement>, client: u32) -> anyhow::Result<Vec<Durat
 fn command(number: u32) -> Command {
     let node = NodeId::new(&"fra".parse().expect("a region"), number % 500 + 1);
     let physical = Capacity { vcpus: 4 + u64::from(number), memory_mib: 8192, disk_gib: 100 };
-    Command::RegisterNode { node, limits: NodeLimits { physical, overcommit: Overcommit::default() } }
+    Command::RegisterNode { node, limits: NodeLimits { physical, overcommit: Overcommit::default(), sandboxes: None } }
 }

@@ -118,7 +118,7 @@ pub fn choose(view: &[Candidate], state: &State, need: &Need, chance: u64) -> Re
 /// What is free on a node by gossip and by ledger, if it takes sandboxes at all.
 fn free(candidate: &Candidate, state: &State) -> Option<Capacity> {
     let node = state.nodes().get(&candidate.node)?;
-    if !candidate.live || candidate.draining || !node.admitted {
+    if !candidate.live || candidate.draining || !node.admitted || node.is_full() {
         return None;
     }
     let (said, promised) = (candidate.limits.reservable().minus(candidate.reserved), node.free());
@@ -188,6 +188,7 @@ mod tests {
                 disk_gib: one.disk_gib * sandboxes,
             },
             overcommit: Overcommit { vcpus: 1, memory: 1, disk: 1 },
+            sandboxes: None,
         }
     }
 
@@ -288,6 +289,14 @@ mod tests {
         let state = ledger(8);
         let chosen: BTreeSet<_> = (0..200).filter_map(|chance| choose(&view, &state, &need(), chance).ok()).collect();
         assert_eq!(chosen.len(), 8);
+    }
+
+    #[test]
+    fn a_node_that_holds_as_many_as_it_may_is_not_chosen() {
+        let mut state = ledger(2);
+        let limits = NodeLimits { sandboxes: Some(0), ..limits(10) };
+        Placement::apply(&mut state, &Command::RegisterNode { node: node(1), limits }).expect("registered");
+        assert!((0..50).all(|chance| choose(&[candidate(1), candidate(2)], &state, &need(), chance) == Ok(node(2))));
     }
 
     #[test]

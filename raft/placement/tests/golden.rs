@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use fabric_types::{
     Accelerator, Capacity, Desired, Digest, Fit, Generation, HypervisorKind, Intervals, KeyId, Minutes, Name,
-    NetworkPolicy, NodeId, NodeLimits, OrganizationId, Overcommit, RegionCode, SandboxId, SandboxSpec, Shape,
+    NetworkPolicy, NodeId, NodeLimits, OrganizationId, Overcommit, Quota, RegionCode, SandboxId, SandboxSpec, Shape,
     SnapshotId, Source, UnixMillis,
 };
 use raft_placement::{Machine, Schema, Versioned, catalog, region};
@@ -45,6 +45,7 @@ fn region_commands() -> Vec<region::Command> {
     let limits = NodeLimits {
         physical: Capacity { vcpus: 2, memory_mib: 8192, disk_gib: 100 },
         overcommit: Overcommit::default(),
+        sandboxes: None,
     };
     let manifest = Digest::from_bytes([0xab; 32]);
     let template = || Source::Template { template: name("default") };
@@ -70,6 +71,50 @@ fn region_commands() -> Vec<region::Command> {
         Fail { id: id(2), generation: Generation(2), reason: "its machine ended".into() },
         Delete { id: id(3), generation: Some(Generation(1)) },
     ]
+}
+
+/// What version 2 added, after the commands of version 1.
+fn region_commands_2() -> Vec<region::Command> {
+    use region::Command::*;
+    let id = |number: u8| SandboxId::new(&fra(), [number; 16]);
+    let generation = Generation(1);
+    let limits = NodeLimits {
+        physical: Capacity { vcpus: 4, memory_mib: 16384, disk_gib: 200 },
+        overcommit: Overcommit::default(),
+        sandboxes: Some(100),
+    };
+    let network = NetworkPolicy {
+        allow: vec!["203.0.113.0/24".parse().expect("a range")],
+        allow_domains: vec!["*.example.com".parse().expect("a pattern")],
+        ..NetworkPolicy::default()
+    };
+    let intervals = Intervals {
+        auto_pause: Some(Minutes(5)),
+        auto_archive: Some(Minutes(60)),
+        ttl: Some(Minutes(1440)),
+        ..Intervals::default()
+    };
+    let child = |number: u8| region::Child { id: id(number), name: format!("child-{number}"), generation };
+    let quota = Quota { sandboxes: 50, ..Quota::default() };
+    let mut commands = region_commands();
+    commands.extend([
+        RegisterNode { node: node(1), limits },
+        SetQuota { organization: None, quota },
+        SetQuota { organization: Some(OrganizationId("main".into())), quota: Quota { sandboxes: 60, ..quota } },
+        SetNetwork { id: id(1), network },
+        SetIntervals { id: id(1), intervals },
+        SetShape { id: id(1), generation, shape: Shape::new(2, 2048, 10).expect("a shape") },
+        SetDesired { id: id(1), generation, desired: Desired::Running },
+        Fork {
+            parent: id(1),
+            from: generation,
+            children: vec![child(5), child(6)],
+            created_at: UnixMillis(1_700_000_000_001),
+        },
+        SetDesired { id: id(1), generation, desired: Desired::Stopped },
+        SetDesired { id: id(1), generation, desired: Desired::Archived },
+    ]);
+    commands
 }
 
 fn catalog_commands() -> Vec<catalog::Command> {
@@ -153,12 +198,17 @@ fn lines<M: Machine>(commands: &[M::Command]) -> Vec<String> {
 }
 
 fn check<M: Machine>(golden: &str, commands: &[M::Command]) {
-    let golden: Vec<_> = golden.lines().collect();
     let written = lines::<M>(commands);
-    assert_eq!(written.len(), golden.len());
-    for (written, golden) in written.iter().zip(&golden) {
+    assert_eq!(written.len(), golden.lines().count());
+    for (written, golden) in written.iter().zip(golden.lines()) {
         assert_eq!(written, golden, "the written form has changed");
     }
+    check_read::<M>(golden, commands);
+}
+
+/// Whether a file of this or an older version still reads, and builds what it built.
+fn check_read<M: Machine>(golden: &str, commands: &[M::Command]) {
+    let golden: Vec<_> = golden.lines().collect();
     let (state, commands_read) = golden.split_last().expect("a state at the end");
     let read = commands_read.iter().map(|line| parse::<M::Command>(line)).collect::<Vec<_>>();
     assert_eq!(read, commands);
@@ -174,8 +224,13 @@ fn parse<T: Schema>(line: &str) -> T {
 }
 
 #[test]
-fn placement_commands_and_state_are_written_as_version_1() {
-    check::<region::Placement>(include_str!("golden/placement.v1.jsonl"), &region_commands());
+fn placement_commands_and_state_of_version_1_are_still_read() {
+    check_read::<region::Placement>(include_str!("golden/placement.v1.jsonl"), &region_commands());
+}
+
+#[test]
+fn placement_commands_and_state_are_written_as_version_2() {
+    check::<region::Placement>(include_str!("golden/placement.v2.jsonl"), &region_commands_2());
 }
 
 #[test]
@@ -191,6 +246,7 @@ fn every_kind_of_command_has_a_golden_line() {
         kinds.collect::<std::collections::BTreeSet<_>>().len()
     };
     assert_eq!(kinds(include_str!("golden/placement.v1.jsonl")), 12);
+    assert_eq!(kinds(include_str!("golden/placement.v2.jsonl")), 15);
     assert_eq!(kinds(include_str!("golden/catalog.v1.jsonl")), 11);
 }
 
@@ -200,7 +256,7 @@ fn an_unknown_command_or_field_is_refused() {
     assert!(serde_json::from_str::<Versioned<region::Command>>(unknown).is_err());
     let extra = r#"{"v":1,"body":{"command":"remove_node","node":"fra-1","force":true}}"#;
     assert!(serde_json::from_str::<Versioned<region::Command>>(extra).is_err());
-    let newer = r#"{"v":2,"body":{"command":"explode"}}"#;
+    let newer = r#"{"v":3,"body":{"command":"explode"}}"#;
     let error = serde_json::from_str::<Versioned<region::Command>>(newer).expect_err("newer").to_string();
-    assert!(error.contains("this placement command has version 2"), "{error}");
+    assert!(error.contains("this placement command has version 3"), "{error}");
 }

@@ -1,56 +1,43 @@
 //! What must hold of a region's ledger after any sequence of commands.
 
+mod support;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_types::{
-    Capacity, Desired, Generation, Intervals, Minutes, Name, NetworkPolicy, NodeId, NodeLimits, OrganizationId,
-    Overcommit, SandboxId, SandboxSpec, Shape, Source, UnixMillis,
+    Capacity, Desired, Generation, Intervals, Minutes, NetworkPolicy, NodeId, NodeLimits, OrganizationId, Overcommit,
+    Quota, SandboxId, Shape, UnixMillis,
 };
 use proptest::prelude::*;
-use raft_placement::region::{Command, Placement, Refusal, SPEC_BYTES_MAX, State};
+use raft_placement::region::{Child, Command, Placement, Refusal, SPEC_BYTES_MAX, State, Usage};
 use raft_placement::{Machine, Outcome, Versioned};
 
-fn node(number: u8) -> NodeId {
-    format!("fra-{}", number + 1).parse().expect("a node id")
-}
-
-fn sandbox(number: u8) -> SandboxId {
-    SandboxId::new(&"fra".parse().expect("a region"), [number; 16])
-}
-
-fn spec(number: u8, name: u8, organization: u8, vcpus: i64) -> SandboxSpec {
-    SandboxSpec {
-        id: sandbox(number),
-        name: format!("box-{name}"),
-        organization: OrganizationId(format!("org-{organization}")),
-        source: Source::Template { template: "default".parse::<Name>().expect("a name") },
-        shape: Shape::new(vcpus, 1024, 3).expect("a shape"),
-        labels: BTreeMap::new(),
-        env: BTreeMap::new(),
-        user: "root".into(),
-        public: false,
-        network: NetworkPolicy::default(),
-        intervals: Intervals::default(),
-        created_at: UnixMillis(1),
-    }
-}
-
-fn limits(vcpus: u64) -> NodeLimits {
-    let physical = Capacity { vcpus, memory_mib: 4096, disk_gib: 15 };
-    NodeLimits { physical, overcommit: Overcommit { vcpus: 1, memory: 1, disk: 1 } }
-}
-
-fn place(number: u8, at: u8, generation: u64) -> Command {
-    let spec = Box::new(spec(number, number, 0, 1));
-    Command::Place { spec, node: node(at), generation: Generation(generation) }
-}
+use support::{limits, node, place, sandbox, spec};
 
 /// Few ids, so that commands meet.
 fn command() -> impl Strategy<Value = Command> {
     let (nodes, boxes, generations) = (0u8..3, 0u8..6, 0u64..6);
-    let desired = prop_oneof![Just(Desired::Running), Just(Desired::Paused), Just(Desired::Stopped)];
+    let desired =
+        prop_oneof![Just(Desired::Running), Just(Desired::Paused), Just(Desired::Stopped), Just(Desired::Archived)];
     prop_oneof![
-        2 => (nodes.clone(), 1u64..8).prop_map(|(at, vcpus)| Command::RegisterNode { node: node(at), limits: limits(vcpus) }),
+        3 => (boxes.clone(), generations.clone(), proptest::collection::vec((boxes.clone(), boxes.clone(), 1u64..6), 0..4))
+            .prop_map(|(parent, from, children)| Command::Fork {
+                parent: sandbox(parent),
+                from: Generation(from),
+                children: children.into_iter().map(|(number, name, generation)| Child {
+                    id: sandbox(number), name: format!("box-{name}"), generation: Generation(generation) }).collect(),
+                created_at: UnixMillis(2),
+            }),
+        3 => (boxes.clone(), generations.clone(), 1i64..4, 2i64..5).prop_map(|(number, generation, vcpus, disk)| {
+            let shape = Shape::new(vcpus, 1024, disk).expect("a shape");
+            Command::SetShape { id: sandbox(number), generation: Generation(generation), shape }
+        }),
+        1 => (proptest::option::of(0u8..2), 0u32..6, 0u64..9).prop_map(|(organization, sandboxes, vcpus)| Command::SetQuota {
+            organization: organization.map(|number| OrganizationId(format!("org-{number}"))),
+            quota: Quota { sandboxes, capacity: Capacity { vcpus, ..Quota::default().capacity } },
+        }),
+        2 => (nodes.clone(), 1u64..8, proptest::option::of(0u32..5)).prop_map(|(at, vcpus, sandboxes)| Command::RegisterNode {
+            node: node(at), limits: NodeLimits { sandboxes, ..limits(vcpus) } }),
         1 => (nodes.clone(), any::<bool>()).prop_map(|(at, admitted)| Command::SetAdmitted { node: node(at), admitted }),
         1 => nodes.clone().prop_map(|at| Command::RemoveNode { node: node(at) }),
         8 => (boxes.clone(), boxes.clone(), 0u8..2, 1i64..4, nodes.clone(), generations.clone()).prop_map(
@@ -78,8 +65,9 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
-fn assert_ledger_holds(state: &State) {
+fn assert_ledger_holds(before: &State, state: &State) {
     let mut names = BTreeSet::new();
+    let mut usage: BTreeMap<OrganizationId, Usage> = BTreeMap::new();
     let mut reserved: BTreeMap<NodeId, (Capacity, u32)> = BTreeMap::new();
     for (id, record) in state.sandboxes().iter() {
         assert_eq!(*id, record.spec.id);
@@ -88,10 +76,25 @@ fn assert_ledger_holds(state: &State) {
         let named = state.named(&record.spec.organization, &record.spec.name).expect("found by its name");
         assert_eq!(named.spec.id, *id);
         let (sum, count) = reserved.entry(record.node.clone()).or_default();
-        (*sum, *count) = (sum.plus(Capacity::of(record.spec.shape)), *count + 1);
+        let held = match record.desired {
+            Desired::Archived => Capacity::default(),
+            Desired::Running | Desired::Paused | Desired::Stopped => Capacity::of(record.spec.shape),
+        };
+        (*sum, *count) = (sum.plus(held), *count + 1);
+        let used = usage.entry(record.spec.organization.clone()).or_default();
+        *used = Usage { sandboxes: used.sandboxes + 1, reserved: used.reserved.plus(held) };
     }
+    for organization in ["org-0", "org-1"].map(|name| OrganizationId(name.into())) {
+        let (was, is, quota) = (before.usage(&organization), state.usage(&organization), state.quota(&organization));
+        assert_eq!(is, usage.remove(&organization).unwrap_or_default());
+        assert!(is.sandboxes <= quota.sandboxes.max(was.sandboxes), "more sandboxes than the quota");
+        assert!(is.reserved.vcpus <= quota.capacity.vcpus.max(was.reserved.vcpus), "more vCPU than the quota");
+    }
+    assert!(usage.is_empty());
     for (id, node) in state.nodes().iter() {
         assert!(node.reserved.fits(node.limits.reservable()), "{id} is oversold");
+        let was = before.nodes().get(id).map_or(0, |node| node.sandboxes);
+        assert!(node.sandboxes <= node.limits.sandboxes.unwrap_or(u32::MAX).max(was), "{id} holds too many");
         assert_eq!((node.reserved, node.sandboxes), reserved.remove(id).unwrap_or_default(), "{id}");
     }
 }
@@ -127,7 +130,7 @@ proptest! {
                 }
                 Err(_) => prop_assert_eq!(&state, &before),
             }
-            assert_ledger_holds(&state);
+            assert_ledger_holds(&before, &state);
             for (id, record) in state.sandboxes().iter() {
                 let seen = latest.entry(id.clone()).or_insert(record.generation);
                 prop_assert!(record.generation >= *seen, "{} went back from {} to {}", id, seen, record.generation);
@@ -263,10 +266,13 @@ fn a_copy_of_a_large_state_costs_little() {
     let large = NodeLimits {
         physical: Capacity { vcpus: 1_000_000, memory_mib: 1_000_000_000, disk_gib: 1_000_000 },
         overcommit: Overcommit::default(),
+        sandboxes: None,
     };
     Placement::apply(&mut state, &Command::RegisterNode { node: node(0), limits: large }).expect("registered");
     for number in 0..20_000u32 {
         let mut spec = spec(0, 0, 0, 1);
+        // As many as a quota allows each.
+        spec.organization = OrganizationId(format!("org-{}", number / 1_000));
         let mut chance = [0; 16];
         for (digit, byte) in chance.iter_mut().enumerate().take(6) {
             *byte = u8::try_from(number / 36u32.pow(digit as u32) % 36).expect("below 36");

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use fabric_types::{Desired, Generation, Intervals, Labels, NetworkPolicy, NodeId, NodeLimits, SandboxId, SandboxSpec};
+use fabric_types::{
+    Desired, Generation, Intervals, Labels, NetworkPolicy, NodeId, NodeLimits, OrganizationId, Quota, SandboxId,
+    SandboxSpec, Shape, UnixMillis,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::Schema;
@@ -39,7 +42,20 @@ pub enum Command {
         /// As which placement: above every one that the sandbox has had.
         generation: Generation,
     },
-    /// Where the sandbox is meant to be in its life.
+    /// Children of a sandbox begin on its node, all or none, each with the parent's spec under an id and name of its
+    /// own. Since version 2.
+    Fork {
+        /// Whom they are forked from: one that is meant to run.
+        parent: SandboxId,
+        /// The placement that this was decided for.
+        from: Generation,
+        /// The children, at most [`super::CHILDREN_MAX`].
+        children: Vec<Child>,
+        /// When they were asked for.
+        created_at: UnixMillis,
+    },
+    /// Where the sandbox is meant to be in its life. Only a stopped one is archived; an archived one reserves nothing,
+    /// and what it needs again must be free when it is to start.
     SetDesired {
         /// The sandbox.
         id: SandboxId,
@@ -73,6 +89,16 @@ pub enum Command {
         /// All of its intervals.
         intervals: Intervals,
     },
+    /// A new shape, if its node has room for it. The disk never shrinks; processors and memory change only while the
+    /// sandbox is meant to be stopped. Since version 2.
+    SetShape {
+        /// The sandbox.
+        id: SandboxId,
+        /// The placement that this was decided for.
+        generation: Generation,
+        /// The shape.
+        shape: Shape,
+    },
     /// A new network policy.
     SetNetwork {
         /// The sandbox.
@@ -103,11 +129,30 @@ pub enum Command {
         /// Only if its placement is this one; any if none is given.
         generation: Option<Generation>,
     },
+    /// What an organization may have in this region. What it has already stays. Since version 2.
+    SetQuota {
+        /// Whose; of everyone who has no quota of their own if none is given.
+        organization: Option<OrganizationId>,
+        /// How much.
+        quota: Quota,
+    },
+}
+
+/// A child of a fork: what it doesn't have from its parent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Child {
+    /// Its id.
+    pub id: SandboxId,
+    /// Its name.
+    pub name: String,
+    /// As which placement: above every one that this id has had.
+    pub generation: Generation,
 }
 
 impl Schema for Command {
     const WHAT: &'static str = "placement command";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl fmt::Display for Command {
@@ -118,6 +163,10 @@ impl fmt::Display for Command {
             Self::SetAdmitted { node, admitted: false } => write!(f, "drain {node}"),
             Self::RemoveNode { node } => write!(f, "remove {node}"),
             Self::Place { spec, node, generation } => write!(f, "place {} on {node} as {generation}", spec.id),
+            Self::Fork { parent, from, children, .. } => write!(f, "fork {parent} ({from}) into {}", children.len()),
+            Self::SetShape { id, generation, shape } => write!(f, "{id} ({generation}) should be {shape}"),
+            Self::SetQuota { organization: Some(organization), .. } => write!(f, "set quota of {}", organization.0),
+            Self::SetQuota { organization: None, .. } => f.write_str("set quota"),
             Self::SetDesired { id, generation, desired } => write!(f, "{id} ({generation}) should be {desired:?}"),
             Self::Move { id, from, node, generation } => {
                 write!(f, "move {id} from {from} to {node} as {generation}")

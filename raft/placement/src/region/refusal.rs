@@ -1,6 +1,6 @@
 //! Why a placement group refuses a command.
 
-use fabric_types::{Capacity, Generation, NodeId, SandboxId};
+use fabric_types::{Capacity, Desired, DiskGib, Generation, NodeId, SandboxId};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -46,6 +46,59 @@ pub enum Refusal {
         needed: Capacity,
         /// What the ledger has left there.
         free: Capacity,
+    },
+    /// The node holds as many sandboxes as it may.
+    #[error("node {node} holds {limit} sandboxes, as many as it may")]
+    NodeFull {
+        /// The node.
+        node: NodeId,
+        /// How many it may hold.
+        limit: u32,
+    },
+    /// The organization would have more than it may.
+    #[error(
+        "organization '{organization}' may have {limit} {unit} in this region: it has {held}, and {asked} more are \
+         asked for; delete or archive sandboxes, or have the quota raised"
+    )]
+    QuotaReached {
+        /// Whose quota.
+        organization: String,
+        /// Of what.
+        unit: String,
+        /// How much it may have.
+        limit: u64,
+        /// How much it has.
+        held: u64,
+        /// How much more was asked for.
+        asked: u64,
+    },
+    /// The sandbox is meant to be elsewhere in its life than the decision needs.
+    #[error("sandbox {id} is meant to be {}, and must be {needs} for this", word(*desired))]
+    WrongIntent {
+        /// The sandbox.
+        id: SandboxId,
+        /// Where it is meant to be.
+        desired: Desired,
+        /// Where it would have to be.
+        needs: String,
+    },
+    /// Disks only grow.
+    #[error("the disk of sandbox {id} has {} GiB and can't shrink to {} GiB", from.0, to.0)]
+    DiskShrinks {
+        /// The sandbox.
+        id: SandboxId,
+        /// What it has.
+        from: DiskGib,
+        /// What was asked for.
+        to: DiskGib,
+    },
+    /// A fork without children, with too many, or with one twice.
+    #[error("{children} children are no fork: 1 to {limit}, each once")]
+    Children {
+        /// How many.
+        children: usize,
+        /// The most.
+        limit: usize,
     },
     /// The node's new limits are below what is reserved on it.
     #[error(
@@ -107,4 +160,13 @@ pub enum Refusal {
         /// The limit.
         limit: usize,
     },
+}
+
+fn word(desired: Desired) -> &'static str {
+    match desired {
+        Desired::Running => "running",
+        Desired::Paused => "paused",
+        Desired::Stopped => "stopped",
+        Desired::Archived => "archived",
+    }
 }

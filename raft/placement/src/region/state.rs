@@ -3,7 +3,7 @@
 //! Written down are nodes, sandboxes and tombstones; the index of names and the reservations follow from them, are
 //! rebuilt when a state is read, and a state that contradicts itself is refused.
 
-use fabric_types::{Capacity, Desired, Generation, NodeId, NodeLimits, OrganizationId, SandboxId, SandboxSpec};
+use fabric_types::{Capacity, Desired, Generation, NodeId, NodeLimits, OrganizationId, Quota, SandboxId, SandboxSpec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -28,6 +28,20 @@ impl Node {
     pub fn free(&self) -> Capacity {
         self.limits.reservable().minus(self.reserved)
     }
+
+    /// Whether it holds as many sandboxes as it may.
+    pub fn is_full(&self) -> bool {
+        self.limits.sandboxes.is_some_and(|limit| self.sandboxes >= limit)
+    }
+}
+
+/// What an organization has in the region.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Sandboxes, archived ones among them.
+    pub sandboxes: u32,
+    /// What they reserve together.
+    pub reserved: Capacity,
 }
 
 /// A sandbox of the region, and where it lives.
@@ -48,6 +62,17 @@ pub struct Record {
     pub revision: u64,
 }
 
+impl Record {
+    /// What it reserves on its node: its shape, or nothing while it is archived. A paused or stopped sandbox keeps
+    /// its reservation, so that it can always go on.
+    pub fn held(&self) -> Capacity {
+        match self.desired {
+            Desired::Running | Desired::Paused | Desired::Stopped => Capacity::of(self.spec.shape),
+            Desired::Archived => Capacity::default(),
+        }
+    }
+}
+
 /// A region's ledger.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Stored", into = "Stored")]
@@ -59,11 +84,16 @@ pub struct State {
     pub(super) deleted: CowMap<SandboxId, Generation>,
     /// Deletions by the revision that made them, oldest first.
     pub(super) deletions: CowMap<u64, SandboxId>,
+    /// What organizations have; those that have nothing are left out.
+    pub(super) usage: CowMap<OrganizationId, Usage>,
+    /// What organizations without a quota of their own may have.
+    pub(super) quota: Quota,
+    pub(super) quotas: CowMap<OrganizationId, Quota>,
 }
 
 impl Schema for State {
     const WHAT: &'static str = "placement state";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl State {
@@ -93,28 +123,68 @@ impl State {
         self.sandboxes.values().filter(move |record| record.node == *node)
     }
 
+    /// What an organization has in the region.
+    pub fn usage(&self, organization: &OrganizationId) -> Usage {
+        self.usage.get(organization).copied().unwrap_or_default()
+    }
+
+    /// What an organization may have in the region.
+    pub fn quota(&self, organization: &OrganizationId) -> Quota {
+        self.quotas.get(organization).copied().unwrap_or(self.quota)
+    }
+
+    /// What organizations without a quota of their own may have.
+    pub fn default_quota(&self) -> Quota {
+        self.quota
+    }
+
     /// Takes a sandbox's name and reservation; the caller has checked that both are free.
     pub(super) fn admit(&mut self, record: Record) {
         let spec = &record.spec;
         self.names.insert((spec.organization.clone(), spec.name.clone()), spec.id.clone());
-        self.reserve(&record.node, Capacity::of(spec.shape));
+        self.count(&record, 1);
+        self.exchange(&record.node, &spec.organization, Capacity::default(), record.held());
         self.sandboxes.insert(spec.id.clone(), record);
     }
 
-    /// Adds a sandbox to a node's reservation.
-    pub(super) fn reserve(&mut self, node: &NodeId, needed: Capacity) {
-        self.nodes.update(node, |node| {
-            node.reserved = node.reserved.plus(needed);
+    /// Gives a sandbox's name and reservation back.
+    pub(super) fn dismiss(&mut self, id: &SandboxId) {
+        let Some(record) = self.sandboxes.get(id).cloned() else { return };
+        self.sandboxes.remove(id);
+        self.exchange(&record.node, &record.spec.organization, record.held(), Capacity::default());
+        self.count(&record, -1);
+        self.names.remove(&(record.spec.organization, record.spec.name));
+    }
+
+    /// Replaces what a sandbox reserves on its node.
+    pub(super) fn exchange(&mut self, node: &NodeId, organization: &OrganizationId, old: Capacity, new: Capacity) {
+        self.nodes.update(node, |node| node.reserved = node.reserved.minus(old).plus(new));
+        self.usage.update(organization, |usage| usage.reserved = usage.reserved.minus(old).plus(new));
+    }
+
+    /// Moves a sandbox's reservation to another node.
+    pub(super) fn relocate(&mut self, from: &NodeId, to: &NodeId, held: Capacity) {
+        self.nodes.update(from, |node| {
+            node.reserved = node.reserved.minus(held);
+            node.sandboxes -= 1;
+        });
+        self.nodes.update(to, |node| {
+            node.reserved = node.reserved.plus(held);
             node.sandboxes += 1;
         });
     }
 
-    /// Takes a sandbox from a node's reservation.
-    pub(super) fn release(&mut self, node: &NodeId, held: Capacity) {
-        self.nodes.update(node, |node| {
-            node.reserved = node.reserved.minus(held);
-            node.sandboxes -= 1;
-        });
+    /// Counts a sandbox in (1) or out (-1), at its node and its organization.
+    fn count(&mut self, record: &Record, change: i32) {
+        self.nodes.update(&record.node, |node| node.sandboxes = node.sandboxes.saturating_add_signed(change));
+        let organization = &record.spec.organization;
+        if !self.usage.contains_key(organization) {
+            self.usage.insert(organization.clone(), Usage::default());
+        }
+        self.usage.update(organization, |usage| usage.sandboxes = usage.sandboxes.saturating_add_signed(change));
+        if self.usage(organization).sandboxes == 0 {
+            self.usage.remove(organization);
+        }
     }
 
     /// Remembers a deleted sandbox's generation, and forgets the oldest past the limit.
@@ -149,6 +219,11 @@ struct Stored {
     nodes: CowMap<NodeId, StoredNode>,
     sandboxes: CowMap<SandboxId, Record>,
     tombstones: Vec<Tombstone>,
+    /// Since version 2, as are `quotas`.
+    #[serde(default)]
+    quota: Quota,
+    #[serde(default)]
+    quotas: CowMap<OrganizationId, Quota>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -193,6 +268,8 @@ impl From<State> for Stored {
                 .collect(),
             tombstones: tombstones.collect(),
             sandboxes: state.sandboxes,
+            quota: state.quota,
+            quotas: state.quotas,
         }
     }
 }
@@ -201,7 +278,8 @@ impl TryFrom<Stored> for State {
     type Error = Contradiction;
 
     fn try_from(stored: Stored) -> Result<Self, Contradiction> {
-        let mut state = State { revision: stored.revision, ..State::default() };
+        let mut state =
+            State { revision: stored.revision, quota: stored.quota, quotas: stored.quotas, ..State::default() };
         for (id, node) in stored.nodes.iter() {
             let StoredNode { limits, admitted } = *node;
             state.nodes.insert(id.clone(), Node { limits, admitted, reserved: Capacity::default(), sandboxes: 0 });
