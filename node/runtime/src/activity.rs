@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use fabric_types::{Intervals, Phase, UnixMillis};
+use fabric_types::{Intervals, Minutes, Phase, UnixMillis};
 
 use crate::AutoVerb;
 
@@ -47,13 +47,40 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// What a sandbox's intervals ask for at `now`, if anything.
-pub(crate) fn due(phase: &Phase, intervals: Intervals, last: UnixMillis, now: UnixMillis) -> Option<AutoVerb> {
-    let idle_ms = now.since(last);
+/// What a sandbox's intervals ask for at `now`, if anything. `last` is its last use or change; going into the archive is no
+/// change, so that a stopped sandbox's time to its deletion goes on there.
+///
+/// ```text
+/// any            older than ttl                       delete
+/// running        unused for auto_stop                 stop
+///                unused for auto_pause                pause
+/// stopped        for auto_delete (0 is at once)       delete
+///                for auto_archive                     archive
+/// archived       stopped for auto_delete              delete
+/// ```
+/// Where two are due the one further down the life wins: what stops needn't be paused first. A paused sandbox stays: it
+/// costs no processor, and after a while no memory.
+pub(crate) fn due(
+    phase: &Phase,
+    intervals: Intervals,
+    created: UnixMillis,
+    last: UnixMillis,
+    now: UnixMillis,
+) -> Option<AutoVerb> {
+    let passed =
+        |limit: Option<Minutes>, since: UnixMillis| limit.is_some_and(|limit| now.since(since) >= limit.as_millis());
+    let expired = passed(intervals.ttl, created).then_some(AutoVerb::Delete);
     match phase {
-        Phase::Running => intervals.auto_stop.filter(|limit| idle_ms >= limit.as_millis()).map(|_| AutoVerb::Stop),
-        Phase::Stopped => intervals.auto_delete.filter(|limit| idle_ms >= limit.as_millis()).map(|_| AutoVerb::Delete),
-        // A paused one was paused on purpose; the others are on their way somewhere, or beyond help.
+        // It goes already.
+        Phase::Deleting | Phase::Gone => None,
+        Phase::Running => expired
+            .or_else(|| passed(intervals.auto_stop, last).then_some(AutoVerb::Stop))
+            .or_else(|| passed(intervals.auto_pause, last).then_some(AutoVerb::Pause)),
+        Phase::Stopped => expired
+            .or_else(|| passed(intervals.auto_delete, last).then_some(AutoVerb::Delete))
+            .or_else(|| passed(intervals.auto_archive, last).then_some(AutoVerb::Archive)),
+        Phase::Archived => expired.or_else(|| passed(intervals.auto_delete, last).then_some(AutoVerb::Delete)),
+        // Paused on purpose, on their way somewhere, or beyond help.
         Phase::Requested
         | Phase::Placed
         | Phase::Starting
@@ -61,61 +88,9 @@ pub(crate) fn due(phase: &Phase, intervals: Intervals, last: UnixMillis, now: Un
         | Phase::Snapshotting
         | Phase::Stopping
         | Phase::Archiving
-        | Phase::Archived
-        | Phase::Deleting
-        | Phase::Gone
-        | Phase::Failed { .. } => None,
+        | Phase::Failed { .. } => expired,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use fabric_types::Minutes;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn intervals(auto_stop: Option<u32>, auto_delete: Option<u32>) -> Intervals {
-        Intervals { auto_stop: auto_stop.map(Minutes), auto_delete: auto_delete.map(Minutes), ..Intervals::default() }
-    }
-
-    #[test]
-    fn an_idle_sandbox_stops_after_its_interval_and_not_before() {
-        let start = UnixMillis(1_000_000);
-        let both = intervals(Some(15), Some(1));
-        assert_eq!(due(&Phase::Running, both, start, UnixMillis(start.0 + 15 * 60_000 - 1)), None);
-        assert_eq!(due(&Phase::Running, both, start, UnixMillis(start.0 + 15 * 60_000)), Some(AutoVerb::Stop));
-        assert_eq!(due(&Phase::Paused, both, start, UnixMillis(u64::MAX)), None);
-    }
-
-    #[test]
-    fn auto_delete_of_zero_is_at_once_and_only_of_a_stopped_one() {
-        let now = UnixMillis(5);
-        assert_eq!(due(&Phase::Stopped, intervals(None, Some(0)), now, now), Some(AutoVerb::Delete));
-        assert_eq!(due(&Phase::Running, intervals(None, Some(0)), now, now), None);
-    }
-
-    #[test]
-    fn a_request_under_way_keeps_a_sandbox_busy() {
-        let activity = Activity::new(UnixMillis(10));
-        let request = activity.begin();
-        assert_eq!(activity.last(UnixMillis(99)), UnixMillis(99));
-        drop(request);
-        assert_eq!(activity.last(UnixMillis(500)), UnixMillis(99));
-    }
-
-    proptest! {
-        #[test]
-        fn nothing_is_ever_due_without_an_interval(last in any::<u64>(), now in any::<u64>()) {
-            for phase in [Phase::Running, Phase::Stopped, Phase::Paused, Phase::Starting] {
-                prop_assert_eq!(due(&phase, intervals(None, None), UnixMillis(last), UnixMillis(now)), None);
-            }
-        }
-
-        #[test]
-        fn a_clock_that_went_back_stops_nothing(last in 1_u64.., back in 1_u64.., minutes in 1_u32..) {
-            let now = UnixMillis(last.saturating_sub(back));
-            prop_assert_eq!(due(&Phase::Running, intervals(Some(minutes), None), UnixMillis(last), now), None);
-        }
-    }
-}
+mod tests;

@@ -165,7 +165,7 @@ impl Board {
             .iter()
             .filter_map(|handle| {
                 let (spec, phase) = handle.look();
-                let verb = activity::due(&phase, spec.intervals, handle.last_activity(now), now)?;
+                let verb = activity::due(&phase, spec.intervals, spec.created_at, handle.last_activity(now), now)?;
                 Some(AutoAction { id: spec.id.clone(), generation: handle.generation, verb })
             })
             .collect();

@@ -1,11 +1,14 @@
 //! What the runtime is given and what it shows: the types at its door.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use fabric_types::{
     Desired, Digest, Fit, Generation, Name, NodeId, Phase, SandboxId, SandboxSpec, Shape, SnapshotId, UnixMillis,
 };
-use node_hypervisor::{ImagePaths, VmError};
+pub use guest_proto::surface::GuestLimits;
+use node_hypervisor::{ImagePaths, MachineLimits, VmError};
+use node_network::NetworkFault;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -29,7 +32,82 @@ pub struct RuntimeConfig {
     /// The name of the default template.
     pub template: Name,
     /// Warm clones of the default shape.
-    pub pool_target: u32,
+    pub pool: PoolLimits,
+    /// What the host lets each machine use.
+    pub limits: MachineDefaults,
+    /// What a guest's commands may use together.
+    pub guest_limits: GuestLimits,
+    /// Bytes of the disk under `dir` that stay free: below it new work is refused. See
+    /// [`min_free_disk_bytes`](crate::min_free_disk_bytes).
+    pub min_free_disk_bytes: u64,
+    /// Bytes of the host's memory that stay available: a machine that would take of them is refused. See
+    /// [`min_free_memory_bytes`](crate::min_free_memory_bytes).
+    pub min_free_memory_bytes: u64,
+    /// How long a sandbox may stay paused before its memory goes to disk and its machine ends; it stays `Paused`, and its
+    /// next resume brings it back. `None` is never; see [`SWAP_AFTER_DEFAULT`].
+    pub swap_after: Option<Duration>,
+}
+
+/// A sandbox that nobody resumed for ten minutes is waited for by nobody: its memory is worth more than the third of a
+/// second that a restore takes.
+pub const SWAP_AFTER_DEFAULT: Duration = Duration::from_secs(600);
+
+/// Most children of one fork: each takes a home, a port and a machine in the same moment.
+pub const FORK_CHILDREN_MAX: usize = 16;
+
+/// How many warm clones a pool keeps: as many as demand asks for, between these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolLimits {
+    /// Kept even when nobody creates anything.
+    pub min: u32,
+    /// Never more.
+    pub max: u32,
+    /// Memory that warm clones may have to themselves together, MiB.
+    pub memory_mib: u64,
+    /// Monitors started ahead, without a guest yet, for creates that meet an empty pool.
+    pub spares: u32,
+}
+
+impl PoolLimits {
+    /// Always `count` of them, and no spares.
+    pub const fn fixed(count: u32) -> Self {
+        Self { min: count, max: count, memory_mib: u64::MAX >> 20, spares: 0 }
+    }
+}
+
+/// What the host lets each machine use, by its shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineDefaults {
+    /// Memory of keeper and monitor beside the guest's own, MiB.
+    pub overhead_mib: u64,
+    /// Share of the processors for each vCPU; 100 is one among equals.
+    pub cpu_weight_per_vcpu: u32,
+    /// Processes and threads of keeper and monitor together.
+    pub pids: u32,
+    /// Reads and writes a second on the host's disk, each, bytes; none for no limit.
+    pub io_bytes_per_second: Option<u64>,
+}
+
+impl Default for MachineDefaults {
+    /// 256 MiB hold QEMU's own 22 MiB, its translation cache (tens of MiB under TCG) and the page tables of its guest;
+    /// QEMU runs some ten threads, and each guest request in flight may take another of 64.
+    fn default() -> Self {
+        Self { overhead_mib: 256, cpu_weight_per_vcpu: 100, pids: 128, io_bytes_per_second: None }
+    }
+}
+
+impl MachineDefaults {
+    /// The limits of a machine of this shape.
+    pub fn of(&self, shape: Shape) -> MachineLimits {
+        let memory_mib = u64::from(shape.memory().0).saturating_add(self.overhead_mib);
+        MachineLimits {
+            memory_bytes: Some(memory_mib.saturating_mul(1 << 20)),
+            cpu_weight: Some(self.cpu_weight_per_vcpu.saturating_mul(shape.vcpus().0)),
+            cpu_millis: None,
+            pids: Some(self.pids),
+            io_bytes_per_second: self.io_bytes_per_second,
+        }
+    }
 }
 
 /// Bring a sandbox to life.
@@ -55,6 +133,8 @@ pub enum Verb {
     Pause,
     /// Let them run again.
     Resume,
+    /// Move a stopped one's disk into the snapshot store.
+    Archive,
     /// Remove everything. Of an unknown sandbox it is a success: nothing is left.
     Delete,
 }
@@ -120,8 +200,21 @@ pub struct AutoAction {
 pub enum AutoVerb {
     /// Stop: no request for as long as the sandbox's `auto_stop`.
     Stop,
-    /// Delete: stopped for as long as its `auto_delete`.
+    /// Pause: no request for as long as its `auto_pause`.
+    Pause,
+    /// Archive: stopped for as long as its `auto_archive`.
+    Archive,
+    /// Delete: stopped or archived for as long as its `auto_delete`, or older than its `ttl`.
     Delete,
+}
+
+/// What became of a fork.
+#[derive(Debug)]
+pub struct ForkOutcome {
+    /// Microseconds that the parent stood still; 0 for one whose memory was on disk already.
+    pub stop_us: u64,
+    /// Each child, in the order asked for. Of one that failed nothing is left.
+    pub children: Vec<Result<Observed, RuntimeError>>,
 }
 
 /// A snapshot in the local store.
@@ -166,6 +259,16 @@ pub enum RuntimeError {
         phase: Phase,
         /// What was asked.
         verb: &'static str,
+    },
+    /// What was asked for can't be had this way; the sentence says what to do.
+    #[error("sandbox {id} can't {verb}: {why}")]
+    Refused {
+        /// Which.
+        id: SandboxId,
+        /// What was asked.
+        verb: &'static str,
+        /// Why, and what to do.
+        why: String,
     },
     /// Its queue is full.
     #[error("sandbox {0} has too many requests waiting; try again later")]
@@ -220,6 +323,27 @@ pub enum RuntimeError {
         /// The limit.
         limit: usize,
     },
+    /// The host's disk is too full for new work.
+    #[error(
+        "this node's disk has {free} bytes free of the {needed} that it keeps free: no new work until there is room"
+    )]
+    HostDisk {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that must be.
+        needed: u64,
+    },
+    /// The host's memory is too full for one more machine.
+    #[error("this node has {available} bytes of memory available; with one more machine it would need {needed}")]
+    HostMemory {
+        /// Bytes that are available.
+        available: u64,
+        /// Bytes that must be.
+        needed: u64,
+    },
+    /// The guests' network.
+    #[error(transparent)]
+    Network(#[from] NetworkFault),
     /// A record on disk has a schema that this version doesn't know.
     #[error("{path} has schema version {found}; this version reads up to {known}")]
     Schema {

@@ -56,6 +56,13 @@ pub(crate) fn remove_folder(path: &Path) -> Result<(), RuntimeError> {
     Ok(atomic_files::remove_folder(path)?)
 }
 
+/// Removes what nobody needs any more. Where that fails the next start does it.
+pub(crate) async fn remove_beside(folder: std::path::PathBuf) {
+    if let Err(error) = blocking(move || remove_folder(&folder)).await {
+        tracing::warn!(%error, "files that nobody needs couldn't be removed; the next start does it");
+    }
+}
+
 /// Removes a file; one that isn't there is a success.
 pub(crate) fn remove_file(path: &Path) -> Result<(), RuntimeError> {
     Ok(atomic_files::remove_file(path)?)

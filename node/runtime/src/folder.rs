@@ -4,6 +4,7 @@
 //! <node>/sandboxes/<sandbox id>/   home of a sandbox that was booted, restored or cloned on demand
 //! <node>/pool/<clone id>/          home of a warm clone, and of the sandbox that it becomes
 //! <node>/snapshots/<snapshot id>/  files of a snapshot on their way into the store; never outlives its call
+//! <node>/snapshots/fork-<id>/      files of a parent until the last child of a fork is made; likewise
 //!
 //! in a home:  sandbox.json   the sandbox's record: its presence makes the home a sandbox's
 //!             clone.json     a warm clone's record, until then
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use fabric_types::{FailReason, Generation, SandboxId, SandboxSpec, UnixMillis};
 use node_hypervisor::VmFolder;
+use node_network::Port;
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{self, At};
@@ -44,6 +46,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) life: Life,
     /// Where a machine of it may live.
     pub(crate) machine: Option<VmFolder>,
+    /// What that machine's network card is plugged into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<Port>,
     /// The folder name of the template that its memory and disk began from.
     pub(crate) template: String,
     /// Its machine id: it keeps it through stop and start.
@@ -83,6 +88,9 @@ pub(crate) struct CloneRecord {
     pub(crate) schema: u32,
     /// Where its machine lives.
     pub(crate) machine: VmFolder,
+    /// What its network card is plugged into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<Port>,
     /// Its template's folder name.
     pub(crate) template: String,
     /// Whether it was exercised and paused.
@@ -164,6 +172,17 @@ pub(crate) enum Found {
     Damaged(PathBuf, RuntimeError),
 }
 
+impl Found {
+    /// The network port that its record names.
+    pub(crate) fn port(&self) -> Option<&Port> {
+        match self {
+            Self::Sandbox(_, record) => record.port.as_ref(),
+            Self::Clone(_, record) => record.port.as_ref(),
+            Self::HalfMade(_) | Self::Damaged(..) => None,
+        }
+    }
+}
+
 impl Folders {
     /// Makes the folders that aren't there.
     pub(crate) fn make(config: &RuntimeConfig) -> Result<Self, RuntimeError> {
@@ -197,6 +216,11 @@ impl Folders {
     /// Where a snapshot's files lie on their way into the store.
     pub(crate) fn snapshot(&self, id: &fabric_types::SnapshotId) -> PathBuf {
         self.snapshots.join(id.as_str())
+    }
+
+    /// Where a fork's files lie until its last child is made.
+    pub(crate) fn fork(&self, chance: [u8; SHORT_CHARS]) -> PathBuf {
+        self.snapshots.join(short("fork-", chance))
     }
 
     /// Every home, with what stands in it.
@@ -293,6 +317,7 @@ mod tests {
             generation: Generation(3),
             life,
             machine: None,
+            port: None,
             template: "t".to_owned(),
             machine_id: "0".repeat(32),
             begun_at: UnixMillis(1),
@@ -310,7 +335,7 @@ mod tests {
         let claimed = folders.clone_home([1; 8]);
         claimed.make().expect("made");
         let machine = claimed.machine(folders.run([1; 8]));
-        let clone = CloneRecord { schema: SCHEMA, machine, template: "t".to_owned(), ready: true };
+        let clone = CloneRecord { schema: SCHEMA, machine, port: None, template: "t".to_owned(), ready: true };
         claimed.write_clone(&clone).expect("written");
         claimed.write_sandbox(&record(2, Life::Running)).expect("written");
         let warm = folders.clone_home([2; 8]);

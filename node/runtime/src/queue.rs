@@ -24,8 +24,14 @@ pub(crate) enum Ask {
     Pause,
     /// Let them run.
     Resume,
+    /// Move its disk into the snapshot store.
+    Archive,
     /// Take a snapshot.
     Snapshot,
+    /// Make children of it.
+    Fork,
+    /// Take a new spec.
+    Update,
     /// Open a way to its agent.
     Connect,
     /// Remove everything.
@@ -52,7 +58,10 @@ impl Ask {
             Self::Stop => "be stopped",
             Self::Pause => "be paused",
             Self::Resume => "be resumed",
+            Self::Archive => "be archived",
             Self::Snapshot => "be snapshotted",
+            Self::Fork => "be forked",
+            Self::Update => "be changed",
             Self::Connect => "be reached",
             Self::Delete => "be deleted",
         }
@@ -66,51 +75,100 @@ impl From<Verb> for Ask {
             Verb::Stop { .. } => Self::Stop,
             Verb::Pause => Self::Pause,
             Verb::Resume => Self::Resume,
+            Verb::Archive => Self::Archive,
             Verb::Delete => Self::Delete,
         }
     }
 }
 
-/// What `ask` meets in `phase`.
+/// What `ask` meets in `phase`. Read each row as the requests that are carried out, those that are no work, and the rest.
 pub(crate) fn judge(phase: &Phase, ask: Ask) -> Verdict {
     use Verdict::{Already, Denied, Do};
     match phase {
         Phase::Requested | Phase::Placed => match ask {
-            Ask::Run | Ask::Delete => Do,
-            Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
+            Ask::Run | Ask::Update | Ask::Delete => Do,
+            Ask::Start
+            | Ask::Stop
+            | Ask::Pause
+            | Ask::Resume
+            | Ask::Archive
+            | Ask::Snapshot
+            | Ask::Fork
+            | Ask::Connect => Denied,
         },
-        // The driver leaves these three before it takes the next request; one that meets them anyway finds a sandbox
-        // whose last step was cut off.
-        Phase::Starting | Phase::Snapshotting | Phase::Stopping => match ask {
+        // The driver leaves these before it takes the next request; one that meets them anyway finds a sandbox whose last
+        // step was cut off.
+        Phase::Starting | Phase::Snapshotting | Phase::Stopping | Phase::Archiving => match ask {
             Ask::Delete => Do,
-            Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
+            Ask::Run
+            | Ask::Start
+            | Ask::Stop
+            | Ask::Pause
+            | Ask::Resume
+            | Ask::Archive
+            | Ask::Snapshot
+            | Ask::Fork
+            | Ask::Update
+            | Ask::Connect => Denied,
         },
         Phase::Running => match ask {
             Ask::Run | Ask::Start | Ask::Resume => Already,
-            Ask::Stop | Ask::Pause | Ask::Snapshot | Ask::Connect | Ask::Delete => Do,
+            Ask::Stop | Ask::Pause | Ask::Snapshot | Ask::Fork | Ask::Update | Ask::Connect | Ask::Delete => Do,
+            Ask::Archive => Denied,
         },
         Phase::Paused => match ask {
             Ask::Run | Ask::Pause => Already,
-            Ask::Stop | Ask::Resume | Ask::Delete => Do,
-            Ask::Start | Ask::Snapshot | Ask::Connect => Denied,
+            Ask::Stop | Ask::Resume | Ask::Fork | Ask::Update | Ask::Delete => Do,
+            Ask::Start | Ask::Archive | Ask::Snapshot | Ask::Connect => Denied,
         },
         Phase::Stopped => match ask {
             Ask::Run | Ask::Stop => Already,
-            Ask::Start | Ask::Delete => Do,
-            Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
+            Ask::Start | Ask::Archive | Ask::Update | Ask::Delete => Do,
+            Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Fork | Ask::Connect => Denied,
         },
-        Phase::Archiving | Phase::Archived | Phase::Failed { .. } => match ask {
-            Ask::Delete => Do,
-            Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
+        Phase::Archived => match ask {
+            Ask::Run | Ask::Stop | Ask::Archive => Already,
+            Ask::Start | Ask::Update | Ask::Delete => Do,
+            Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Fork | Ask::Connect => Denied,
+        },
+        Phase::Failed { .. } => match ask {
+            Ask::Update | Ask::Delete => Do,
+            Ask::Run
+            | Ask::Start
+            | Ask::Stop
+            | Ask::Pause
+            | Ask::Resume
+            | Ask::Archive
+            | Ask::Snapshot
+            | Ask::Fork
+            | Ask::Connect => Denied,
         },
         // Met only by one whose removal failed half-way: it is gone on with.
         Phase::Deleting => match ask {
             Ask::Delete => Do,
-            Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
+            Ask::Run
+            | Ask::Start
+            | Ask::Stop
+            | Ask::Pause
+            | Ask::Resume
+            | Ask::Archive
+            | Ask::Snapshot
+            | Ask::Fork
+            | Ask::Update
+            | Ask::Connect => Denied,
         },
         Phase::Gone => match ask {
             Ask::Delete => Already,
-            Ask::Run | Ask::Start | Ask::Stop | Ask::Pause | Ask::Resume | Ask::Snapshot | Ask::Connect => Denied,
+            Ask::Run
+            | Ask::Start
+            | Ask::Stop
+            | Ask::Pause
+            | Ask::Resume
+            | Ask::Archive
+            | Ask::Snapshot
+            | Ask::Fork
+            | Ask::Update
+            | Ask::Connect => Denied,
         },
     }
 }
@@ -121,13 +179,38 @@ mod tests {
 
     use super::*;
 
-    const ASKS: [Ask; 8] =
-        [Ask::Run, Ask::Start, Ask::Stop, Ask::Pause, Ask::Resume, Ask::Snapshot, Ask::Connect, Ask::Delete];
+    const ASKS: [Ask; 11] = [
+        Ask::Run,
+        Ask::Start,
+        Ask::Stop,
+        Ask::Pause,
+        Ask::Resume,
+        Ask::Archive,
+        Ask::Snapshot,
+        Ask::Fork,
+        Ask::Update,
+        Ask::Connect,
+        Ask::Delete,
+    ];
 
     fn phases() -> Vec<Phase> {
         use Phase::*;
         let failed = Failed { reason: FailReason::MachineLost("it ended".to_owned()) };
-        vec![Requested, Placed, Starting, Running, Paused, Snapshotting, Stopping, Stopped, Deleting, Gone, failed]
+        vec![
+            Requested,
+            Placed,
+            Starting,
+            Running,
+            Paused,
+            Snapshotting,
+            Stopping,
+            Stopped,
+            Archiving,
+            Archived,
+            Deleting,
+            Gone,
+            failed,
+        ]
     }
 
     /// The event with which the driver begins the work of an ask, where it has one.
@@ -137,9 +220,11 @@ mod tests {
             Ask::Stop => Some(PhaseEvent::Stop),
             Ask::Pause => Some(PhaseEvent::Pause),
             Ask::Resume => Some(PhaseEvent::Resume),
+            Ask::Archive => Some(PhaseEvent::Archive),
             Ask::Snapshot => Some(PhaseEvent::Snapshot),
             Ask::Delete => Some(PhaseEvent::Delete),
-            Ask::Connect => None,
+            // A paused parent stands still already; a change moves no phase.
+            Ask::Fork | Ask::Update | Ask::Connect => None,
         }
     }
 
@@ -173,6 +258,35 @@ mod tests {
         assert_eq!(judge(&Phase::Running, Ask::Start), Verdict::Already);
         assert_eq!(judge(&Phase::Paused, Ask::Pause), Verdict::Already);
         assert_eq!(judge(&Phase::Running, Ask::Resume), Verdict::Already);
+    }
+
+    #[test]
+    fn every_pair_of_phase_and_request_meets_what_the_table_says() {
+        // A letter for each request, in the order of ASKS: Do, Already, and a dot for denied.
+        let table = [
+            ("requested", "D.......D.D"),
+            ("placed", "D.......D.D"),
+            ("starting", "..........D"),
+            ("running", "AADDA.DDDDD"),
+            ("paused", "A.DAD..DD.D"),
+            ("snapshotting", "..........D"),
+            ("stopping", "..........D"),
+            ("stopped", "ADA..D..D.D"),
+            ("archiving", "..........D"),
+            ("archived", "ADA..A..D.D"),
+            ("deleting", "..........D"),
+            ("gone", "..........A"),
+            ("failed", "........D.D"),
+        ];
+        for (phase, (name, row)) in phases().into_iter().zip(table) {
+            assert_eq!(phase.as_str(), name);
+            let letter = |ask| match judge(&phase, ask) {
+                Verdict::Do => 'D',
+                Verdict::Already => 'A',
+                Verdict::Denied => '.',
+            };
+            assert_eq!(ASKS.map(letter).iter().collect::<String>(), row, "{name}");
+        }
     }
 
     #[test]

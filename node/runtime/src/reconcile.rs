@@ -112,13 +112,16 @@ fn known(intent: &Intent, seen: &Seen) -> Vec<Command> {
         commands.push(Command::Update(Box::new(intent.spec.clone())));
     }
     let verb = match (&seen.phase, intent.desired) {
-        (Phase::Stopped, Desired::Running | Desired::Paused) => Some(Verb::Start),
+        (Phase::Stopped | Phase::Archived, Desired::Running | Desired::Paused) => Some(Verb::Start),
         (Phase::Running, Desired::Paused) => Some(Verb::Pause),
         (Phase::Paused, Desired::Running) => Some(Verb::Resume),
         (Phase::Running | Phase::Paused, Desired::Stopped | Desired::Archived) => Some(Verb::Stop { force: false }),
+        (Phase::Stopped, Desired::Archived) => Some(Verb::Archive),
         (Phase::Running, Desired::Running)
         | (Phase::Paused, Desired::Paused)
-        | (Phase::Stopped, Desired::Stopped | Desired::Archived) => None,
+        | (Phase::Stopped, Desired::Stopped)
+        // One in the archive is stopped: it comes back when it is to run.
+        | (Phase::Archived, Desired::Stopped | Desired::Archived) => None,
         (
             Phase::Requested
             | Phase::Placed
@@ -126,7 +129,6 @@ fn known(intent: &Intent, seen: &Seen) -> Vec<Command> {
             | Phase::Snapshotting
             | Phase::Stopping
             | Phase::Archiving
-            | Phase::Archived
             | Phase::Deleting
             | Phase::Gone
             | Phase::Failed { .. },

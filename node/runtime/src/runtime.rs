@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fabric_types::{Generation, Phase, SandboxId, SnapshotId};
 use node_hypervisor::{Hypervisor, VmFolder};
+use node_network::{Networks, Port};
 use node_snapshot::SnapshotStore;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
@@ -16,14 +17,18 @@ use crate::board::{Board, Entry};
 use crate::context::{Context, HEAVY_MAX};
 use crate::durable::blocking;
 use crate::folder::{Folders, Found};
+use crate::network::{Network, Plugs};
 use crate::pool::{self, Keeper, Pool, Warm};
 use crate::reconcile::{self, Command};
+use crate::room::Room;
 use crate::sandbox::{self, Handle, Request};
 use crate::template::Templates;
 use crate::{
     AutoAction, GuestClient, Intent, Observed, PoolStatus, RunRequest, RuntimeConfig, RuntimeError, SnapshotOutcome,
     Verb, clock, machine,
 };
+
+mod living;
 
 /// How often intervals are looked at and last uses are brought up to date: intervals count minutes.
 const TICK: Duration = Duration::from_secs(1);
@@ -59,7 +64,8 @@ struct Intents {
 
 impl Runtime {
     /// Takes over what an earlier process of this node left: adopts what lives, removes what is half-made, starts the
-    /// pool. Returns when every sandbox that was here is shown by [`observed`](Self::observed).
+    /// pool. Returns when every sandbox that was here is shown by [`observed`](Self::observed). Without `networks` guests
+    /// have a card and no carrier.
     ///
     /// # Errors
     /// When a folder can't be made or read, or a record is newer than this version; nothing is touched then.
@@ -67,6 +73,18 @@ impl Runtime {
         config: RuntimeConfig,
         driver: Arc<dyn Hypervisor>,
         snapshots: Arc<SnapshotStore>,
+        networks: Option<Networks>,
+    ) -> Result<Self, RuntimeError> {
+        let network = Network::new(networks.map(|networks| Arc::new(networks) as Arc<dyn Plugs>));
+        Self::start_over(config, driver, snapshots, network).await
+    }
+
+    /// [`start`](Self::start), over any network.
+    pub(crate) async fn start_over(
+        config: RuntimeConfig,
+        driver: Arc<dyn Hypervisor>,
+        snapshots: Arc<SnapshotStore>,
+        network: Network,
     ) -> Result<Self, RuntimeError> {
         let begun = Instant::now();
         let made = config.clone();
@@ -84,6 +102,8 @@ impl Runtime {
             folders,
             driver,
             store: snapshots,
+            network,
+            room: Room::new(),
             board: Board::new(),
             pool,
             heavy: Semaphore::new(HEAVY_MAX),
@@ -269,6 +289,9 @@ fn run(context: &Arc<Context>, request: RunRequest) -> Result<Entered, RuntimeEr
 
 /// Adopts what lives, removes what doesn't; the warm clones that live are for the pool.
 async fn take_over(context: &Arc<Context>, found: Vec<Found>) -> Result<Vec<Warm>, RuntimeError> {
+    // Before anything is adopted: what is adopted and found to be dead gives its port back itself.
+    let ports: Vec<Port> = found.iter().filter_map(Found::port).cloned().collect();
+    context.network.retain(&ports).await?;
     let jobs = found.into_iter().map(|found| take_over_one(context, found));
     let taken = futures::future::join_all(jobs).await;
     let mut warm = Vec::new();
@@ -283,8 +306,8 @@ async fn take_over(context: &Arc<Context>, found: Vec<Found>) -> Result<Vec<Warm
             Taken::Nothing => {}
         }
     }
-    for clone in warm.split_off(warm.len().min(context.config.pool_target as usize)) {
-        pool::destroy(&clone).await;
+    for clone in warm.split_off(warm.len().min(context.config.pool.max as usize)) {
+        pool::destroy(context, &clone).await;
     }
     let folders = context.folders.clone();
     blocking(move || {
@@ -387,7 +410,7 @@ fn carry_out(context: &Arc<Context>, command: Command) -> Result<(), RuntimeErro
         }
         Command::Update(spec) => {
             if let Some(handle) = context.board.find(&spec.id) {
-                handle.send(Request::Update(spec))?;
+                send(&handle, |reply| Request::Update(spec, reply))?;
             }
         }
     }

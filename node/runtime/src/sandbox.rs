@@ -31,11 +31,13 @@ use crate::{Observed, RuntimeError, SnapshotOutcome, Verb};
 mod adopt;
 mod create;
 mod driver;
+mod fork;
 mod snapshot;
 mod verbs;
 
 pub(crate) use adopt::adopt;
 pub(crate) use driver::{spawn, spawn_lost};
+pub(crate) use fork::Frozen;
 
 /// An answer's way back.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RuntimeError>>;
@@ -48,20 +50,25 @@ pub(crate) enum Request {
     Act(Verb, Reply<Observed>),
     /// Take a snapshot into the local store.
     Snapshot(SnapshotId, Reply<SnapshotOutcome>),
+    /// Stand still for a moment, for children to be made of it.
+    Freeze(Reply<Frozen>),
+    /// Bring it to life as a child of what was frozen; nothing was if its parent couldn't be.
+    Fork(Option<Arc<Frozen>>, Reply<Observed>),
     /// Open a way to its agent.
     Connect(Reply<GuestClient>),
-    /// Take new labels, intervals or name.
-    Update(Box<SandboxSpec>),
+    /// Take a new spec.
+    Update(Box<SandboxSpec>, Reply<Observed>),
 }
 
 impl Request {
-    pub(crate) fn ask(&self) -> Option<Ask> {
+    pub(crate) fn ask(&self) -> Ask {
         match self {
-            Self::Run(_) => Some(Ask::Run),
-            Self::Act(verb, _) => Some((*verb).into()),
-            Self::Snapshot(..) => Some(Ask::Snapshot),
-            Self::Connect(_) => Some(Ask::Connect),
-            Self::Update(_) => None,
+            Self::Run(_) | Self::Fork(..) => Ask::Run,
+            Self::Act(verb, _) => (*verb).into(),
+            Self::Snapshot(..) => Ask::Snapshot,
+            Self::Freeze(_) => Ask::Fork,
+            Self::Connect(_) => Ask::Connect,
+            Self::Update(..) => Ask::Update,
         }
     }
 
@@ -69,10 +76,12 @@ impl Request {
     pub(crate) fn refuse(self, error: RuntimeError) {
         // An error means that whoever asked has gone away.
         match self {
-            Self::Run(reply) | Self::Act(_, reply) => drop(reply.send(Err(error))),
+            Self::Run(reply) | Self::Act(_, reply) | Self::Fork(_, reply) | Self::Update(_, reply) => {
+                drop(reply.send(Err(error)));
+            }
             Self::Snapshot(_, reply) => drop(reply.send(Err(error))),
+            Self::Freeze(reply) => drop(reply.send(Err(error))),
             Self::Connect(reply) => drop(reply.send(Err(error))),
-            Self::Update(_) => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use fabric_types::{FailReason, Phase, PhaseEvent, transition};
 use node_hypervisor::Vm;
 use tracing::Instrument;
 
-use super::{Envelope, Handle, Request, Seat, State, handle};
+use super::{Envelope, Frozen, Handle, Reply, Request, Seat, State, Waiting, handle};
 use crate::context::Context;
 use crate::durable::blocking;
 use crate::folder::{Home, Life, SCHEMA, SandboxRecord};
@@ -62,6 +62,7 @@ fn fresh(RunRequest { spec, generation }: RunRequest) -> SandboxRecord {
         generation,
         life: Life::Making,
         machine: None,
+        port: None,
         template: String::new(),
         machine_id: String::new(),
         begun_at: now,
@@ -134,29 +135,21 @@ impl Driver {
     /// Judges a request and carries it out.
     async fn take(&mut self, envelope: Envelope) -> Next {
         let Envelope { request, waiting } = envelope;
-        if let Some(ask) = request.ask()
-            && judge(&self.phase, ask) == Verdict::Denied
-        {
+        let ask = request.ask();
+        let verdict = judge(&self.phase, ask);
+        if verdict == Verdict::Denied {
             let (id, phase) = (self.record.spec.id.clone(), self.phase.clone());
             request.refuse(RuntimeError::Phase { id, phase, verb: ask.as_str() });
             return Next::Go;
         }
-        let already = request.ask().is_some_and(|ask| judge(&self.phase, ask) == Verdict::Already);
+        let already = verdict == Verdict::Already;
         // A reply that can't be sent means that whoever asked has gone away; what was done stays done.
         match request {
-            Request::Run(reply) | Request::Act(_, reply) if already => {
+            Request::Run(reply) | Request::Act(_, reply) | Request::Fork(_, reply) if already => {
                 let _ = reply.send(Ok(self.observed()));
             }
-            Request::Run(reply) => {
-                let outcome = self.begin().await;
-                let failed = outcome.is_err();
-                if failed {
-                    self.context.board.leave(&self.record.spec.id);
-                }
-                drop(waiting);
-                let _ = reply.send(outcome.map(|()| self.observed()));
-                return if failed { Next::Gone } else { Next::Go };
-            }
+            Request::Run(reply) => return self.brought_to_life(None, reply, waiting).await,
+            Request::Fork(frozen, reply) => return self.brought_to_life(frozen, reply, waiting).await,
             Request::Act(Verb::Delete, reply) => {
                 let outcome = self.delete().await;
                 let gone = outcome.is_ok();
@@ -177,9 +170,35 @@ impl Driver {
                 let outcome = self.connect().await;
                 let _ = reply.send(outcome);
             }
-            Request::Update(spec) => self.update(*spec).await,
+            Request::Freeze(reply) => {
+                let outcome = self.freeze().await;
+                drop(waiting);
+                let _ = reply.send(outcome);
+            }
+            Request::Update(spec, reply) => {
+                let outcome = self.update(*spec).await;
+                drop(waiting);
+                let _ = reply.send(outcome.map(|()| self.observed()));
+            }
         }
         Next::Go
+    }
+
+    async fn brought_to_life(
+        &mut self,
+        frozen: Option<Arc<Frozen>>,
+        reply: Reply<Observed>,
+        waiting: Waiting,
+    ) -> Next {
+        let outcome = self.begin(frozen).await;
+        let failed = outcome.is_err();
+        if failed {
+            self.context.board.leave(&self.record.spec.id);
+        }
+        drop(waiting);
+        // Whoever asked may have gone away; what was done stays done.
+        let _ = reply.send(outcome.map(|()| self.observed()));
+        if failed { Next::Gone } else { Next::Go }
     }
 
     async fn act(&mut self, verb: Verb) -> Result<(), RuntimeError> {
@@ -188,6 +207,7 @@ impl Driver {
             Verb::Stop { force } => self.stop(force).await,
             Verb::Pause => self.pause().await,
             Verb::Resume => self.resume().await,
+            Verb::Archive => self.archive().await,
             Verb::Delete => self.delete().await,
         }
     }

@@ -59,7 +59,7 @@ impl Driver {
                 template: self.record.template.clone(),
             },
             Err(error) => {
-                remove_files(into).await;
+                durable::remove_beside(into).await;
                 drop(waiting);
                 // Whoever asked may have gone away; nothing is left.
                 let _ = reply.send(Err(error));
@@ -70,7 +70,7 @@ impl Driver {
         let store = async move {
             let into = taken.into.clone();
             let outcome = store_snapshot(&context, taken).await;
-            remove_files(into).await;
+            durable::remove_beside(into).await;
             drop(waiting);
             // Whoever asked may have gone away; the store collects what no catalog names.
             let _ = reply.send(outcome);
@@ -122,7 +122,7 @@ impl Driver {
         let made_us = micros(begun);
         self.come_alive(vm).await?;
         // Device state and pages are in the machine now.
-        remove_files(home.restore()).await;
+        durable::remove_beside(home.restore()).await;
         tracing::debug!(took_us = micros(begun), found_us, put_together_us, made_us, "snapshot resumed");
         Ok(())
     }
@@ -255,7 +255,7 @@ async fn find_template(context: &Context, digest: Digest, manifest: &Manifest) -
     }
     let begun = Instant::now();
     let into = context.config.templates.join(&name);
-    remove_files(into.clone()).await;
+    durable::remove_beside(into.clone()).await;
     let made = context.store.materialize_folder(parent, into).await;
     made.map_err(|error| failed("put its template together", &error))?;
     context.templates.set_manifest(&name, parent).await?;
@@ -278,12 +278,6 @@ fn template_files(dir: &Path) -> Result<BTreeMap<FileName, PathBuf>, RuntimeErro
         Ok(files)
     };
     list().at("list", dir)
-}
-
-async fn remove_files(folder: PathBuf) {
-    if let Err(error) = blocking(move || durable::remove_folder(&folder)).await {
-        tracing::warn!(%error, "files of a snapshot couldn't be removed; the next start does it");
-    }
 }
 
 fn fit_text(fit: &Fit) -> String {

@@ -7,6 +7,7 @@ use fabric_types::{FailReason, Phase, PhaseEvent, SandboxSpec, Source};
 use node_hypervisor::{MemorySource, Vm};
 use tokio::time::{Instant, timeout};
 
+use super::Frozen;
 use super::driver::{Driver, Live};
 use crate::durable::{self, blocking};
 use crate::folder::Life;
@@ -20,15 +21,16 @@ const GUEST_STOP_MAX: Duration = Duration::from_secs(2);
 
 impl Driver {
     /// Brings the sandbox to life for the first time. On an error nothing is left of it.
-    pub(super) async fn begin(&mut self) -> Result<(), RuntimeError> {
+    pub(super) async fn begin(&mut self, frozen: Option<Arc<Frozen>>) -> Result<(), RuntimeError> {
         self.step(PhaseEvent::Start);
-        let begun = match self.record.spec.source.clone() {
-            Source::Template { template } => self.begin_from_template(&template).await,
-            Source::Snapshot { manifest } => self.begin_from_snapshot(manifest).await,
+        let begun = match (self.record.spec.source.clone(), frozen) {
+            (Source::Template { template }, _) => self.begin_from_template(&template).await,
+            (Source::Snapshot { manifest }, _) => self.begin_from_snapshot(manifest).await,
+            (Source::Fork { .. }, Some(frozen)) => self.begin_from_fork(&frozen).await,
             // A fork's children are made from their parent's stop; one that is asked for alone comes too late.
-            Source::Fork { parent, .. } => Err(RuntimeError::Snapshot {
+            (Source::Fork { parent, .. }, None) => Err(RuntimeError::Snapshot {
                 what: format!("fork of {parent}"),
-                cause: "it was cut short, and the parent's memory of that moment is gone".to_owned(),
+                cause: "it was cut short, and the parent's memory of that moment is gone; fork it again".to_owned(),
             }),
         };
         match begun {
@@ -178,6 +180,7 @@ impl Driver {
         self.publish();
         let Some(folder) = self.record.machine.take() else { return };
         machine::end(live.as_ref().map(|live| live.vm.as_ref()), &folder).await;
+        self.context.network.unplug(self.record.port.take()).await;
         let removed =
             blocking(move || durable::remove_folder(&folder.run).and_then(|()| durable::remove_folder(&folder.dir)));
         if let Err(error) = removed.await {
@@ -198,13 +201,19 @@ impl Driver {
         Ok(self.client(link))
     }
 
+    /// Moves the disk into the snapshot store.
+    pub(super) async fn archive(&mut self) -> Result<(), RuntimeError> {
+        let why = "this node can't do that yet".to_owned();
+        Err(RuntimeError::Refused { id: self.record.spec.id.clone(), verb: "be archived", why })
+    }
+
     /// Takes new labels, intervals or name; what a sandbox was made from doesn't change.
-    pub(super) async fn update(&mut self, spec: SandboxSpec) {
+    pub(super) async fn update(&mut self, spec: SandboxSpec) -> Result<(), RuntimeError> {
         let old = &self.record.spec;
         self.record.spec = SandboxSpec { source: old.source.clone(), shape: old.shape, ..spec };
         let spec = Arc::new(self.record.spec.clone());
         self.seat.state.send_modify(|state| state.spec = spec);
-        self.note(self.record.life.clone()).await;
+        self.write(self.record.life.clone()).await
     }
 
     /// Opens a session and makes sure that the guest is who its record says: a node that was killed in the middle of

@@ -213,6 +213,12 @@ async fn carry_out(service: &Service, AutoAction { id, generation, verb }: &Auto
             let command = region::Command::SetDesired { id: id.clone(), generation, desired: Desired::Stopped };
             (command, Verb::Stop { force: false })
         }
+        AutoVerb::Pause => {
+            (region::Command::SetDesired { id: id.clone(), generation, desired: Desired::Paused }, Verb::Pause)
+        }
+        AutoVerb::Archive => {
+            (region::Command::SetDesired { id: id.clone(), generation, desired: Desired::Archived }, Verb::Archive)
+        }
         AutoVerb::Delete => (region::Command::Delete { id: id.clone(), generation: Some(generation) }, Verb::Delete),
     };
     tracing::info!(sandbox_id = %id, ?verb, "due by its interval");
@@ -292,6 +298,7 @@ mod tests {
             limits: NodeLimits {
                 physical: Capacity { vcpus: 1, memory_mib: 1024, disk_gib: 3 },
                 overcommit: Overcommit::default(),
+                sandboxes: None,
             },
             regions: [(node.region(), "http://127.0.0.1:7080".to_owned())].into(),
             peers: [(node.clone(), "127.0.0.1:8080".parse().expect("an address"))].into(),

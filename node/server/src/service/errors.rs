@@ -2,6 +2,7 @@
 
 use fabric_api::{ApiError, ErrorCode};
 use node_hypervisor::VmError;
+use node_network::NetworkFault;
 use node_runtime::{GuestError, RuntimeError};
 use raft_consensus::{GroupError, ProposeError};
 use raft_placement::{catalog, region};
@@ -11,9 +12,15 @@ pub(crate) fn runtime(error: RuntimeError) -> ApiError {
     let code = match &error {
         RuntimeError::Unknown(_) | RuntimeError::NoTemplate(_) => ErrorCode::NotFound,
         RuntimeError::Stale { .. } => ErrorCode::StaleGeneration,
-        RuntimeError::Phase { .. } => ErrorCode::Conflict,
+        RuntimeError::Phase { .. } | RuntimeError::Refused { .. } => ErrorCode::Conflict,
         RuntimeError::Busy(_) => ErrorCode::Busy,
-        RuntimeError::Unfit { .. } | RuntimeError::Full { .. } => ErrorCode::NoCapacity,
+        RuntimeError::Unfit { .. } | RuntimeError::Full { .. } | RuntimeError::HostMemory { .. } => {
+            ErrorCode::NoCapacity
+        }
+        RuntimeError::HostDisk { .. } => ErrorCode::Storage,
+        RuntimeError::Network(NetworkFault::Unenforceable { .. }) => ErrorCode::NotImplemented,
+        RuntimeError::Network(NetworkFault::Full { .. }) => ErrorCode::NoCapacity,
+        RuntimeError::Network(NetworkFault::System { .. }) => ErrorCode::Internal,
         RuntimeError::Stopping => ErrorCode::Unavailable,
         RuntimeError::File { source, .. } => storage_or_internal(source),
         RuntimeError::Machine(VmError::File { source, .. }) => storage_or_internal(source),
@@ -76,13 +83,24 @@ pub(crate) fn placement(error: &ProposeError<region::Refusal>) -> ApiError {
     let code = match refusal(error) {
         None => uncommitted(error),
         Some(R::UnknownSandbox { .. }) => ErrorCode::NotFound,
-        Some(R::NameTaken { .. } | R::Exists { .. } | R::NodeHolds { .. } | R::LimitsBelowReserved { .. }) => {
-            ErrorCode::Conflict
-        }
+        Some(
+            R::NameTaken { .. }
+            | R::Exists { .. }
+            | R::NodeHolds { .. }
+            | R::LimitsBelowReserved { .. }
+            | R::WrongIntent { .. },
+        ) => ErrorCode::Conflict,
+        Some(R::DiskShrinks { .. } | R::Children { .. }) => ErrorCode::BadRequest,
+        // The same request fails in every region alike until somebody makes room: it isn't tried elsewhere.
+        Some(R::QuotaReached { .. }) => ErrorCode::Forbidden,
         Some(R::Stale { .. }) => ErrorCode::StaleGeneration,
-        Some(R::NoRoom { .. } | R::Full { .. } | R::UnknownNode { .. } | R::NotAdmitted { .. }) => {
-            ErrorCode::NoCapacity
-        }
+        Some(
+            R::NoRoom { .. }
+            | R::NodeFull { .. }
+            | R::Full { .. }
+            | R::UnknownNode { .. }
+            | R::NotAdmitted { .. },
+        ) => ErrorCode::NoCapacity,
         Some(R::TooLarge { .. }) => ErrorCode::TooLarge,
     };
     ApiError::new(code, error.to_string())
