@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 use crate::folder::Folders;
+use crate::network::Network;
 use crate::pool::Pool;
+use crate::room::Room;
 use crate::template::Templates;
 use crate::{RuntimeConfig, RuntimeError};
 
@@ -19,6 +21,8 @@ pub(crate) struct Context {
     pub(crate) folders: Folders,
     pub(crate) driver: Arc<dyn Hypervisor>,
     pub(crate) store: Arc<SnapshotStore>,
+    pub(crate) network: Network,
+    pub(crate) room: Room,
     pub(crate) templates: Templates,
     pub(crate) board: Board,
     pub(crate) pool: Pool,
@@ -37,6 +41,12 @@ impl Context {
     /// Waits for a turn to make a machine.
     pub(crate) async fn turn(&self) -> SemaphorePermit<'_> {
         self.heavy.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// Refuses work that writes once the runtime drains, or when the host's disk is full.
+    pub(crate) fn admit(&self) -> Result<(), RuntimeError> {
+        self.open()?;
+        Room::check_disk(&self.config)
     }
 
     /// Refuses work once the runtime drains.

@@ -4,10 +4,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use fabric_types::{Generation, SandboxSpec};
 use guest_proto::surface::{ENTROPY_BYTES_MIN, GuestLimits, Identity};
+use node_network::Port;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
-use crate::{RuntimeError, clock};
+use crate::{RuntimeError, clock, network};
 
 /// Longest host name, in characters (Linux's own limit is 64).
 const HOSTNAME_CHARS_MAX: usize = 63;
@@ -15,15 +16,22 @@ const HOSTNAME_CHARS_MAX: usize = 63;
 const MACHINE_ID_BYTES: usize = 16;
 
 /// The identity of a sandbox: fresh entropy each time, the same machine id as long as it lives.
-pub(crate) fn real(spec: &SandboxSpec, generation: Generation, machine_id: &str) -> Result<Identity, RuntimeError> {
+pub(crate) fn real(
+    spec: &SandboxSpec,
+    generation: Generation,
+    machine_id: &str,
+    port: Option<&Port>,
+    limits: &GuestLimits,
+) -> Result<Identity, RuntimeError> {
+    let (mac, network) = port.map(network::guest).unzip();
     Ok(Identity {
         sandbox_id: spec.id.to_string(),
         generation: generation.0,
         hostname: hostname(&spec.name, spec.id.as_str()),
         machine_id: machine_id.to_owned(),
-        mac: None,
-        network: None,
-        limits: GuestLimits::default(),
+        mac,
+        network,
+        limits: limits.clone(),
         entropy: entropy()?,
         wall_clock_ns: clock::now_ns(),
         env: spec.env.clone(),
@@ -87,7 +95,10 @@ mod tests {
 
     #[test]
     fn two_identities_never_share_entropy_or_machine_id() {
-        let make = || real(&spec(1), Generation(1), &new_machine_id().expect("drawn")).expect("made");
+        let make = || {
+            let machine_id = new_machine_id().expect("drawn");
+            real(&spec(1), Generation(1), &machine_id, None, &GuestLimits::default()).expect("made")
+        };
         let (one, two) = (make(), make());
         assert_ne!(one.entropy, two.entropy);
         assert_ne!(one.machine_id, two.machine_id);

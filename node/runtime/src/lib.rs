@@ -32,10 +32,12 @@ mod guest;
 mod identity;
 mod leftovers;
 mod machine;
+mod network;
 mod pool;
 mod queue;
 mod reconcile;
 mod rehearsal;
+mod room;
 mod runtime;
 mod sandbox;
 #[cfg(test)]
@@ -48,4 +50,5 @@ mod traffic;
 pub use contract::*;
 pub use guest::{GuestBody, GuestClient, GuestError};
 pub use leftovers::end_machines;
+pub use room::{min_free_disk_bytes, min_free_memory_bytes};
 pub use runtime::Runtime;

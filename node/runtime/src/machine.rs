@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fabric_types::Shape;
-use node_hypervisor::{Hypervisor, ImagePaths, MemorySource, Vm, VmFolder, VmSpec, copy_sparse, end_machine};
+use node_hypervisor::{
+    Hypervisor, ImagePaths, MachineLimits, MemorySource, Vm, VmFolder, VmSpec, copy_sparse, end_machine,
+};
+use node_network::Port;
 
-use crate::RuntimeError;
 use crate::durable::{blocking, make_folder};
 use crate::template::Template;
+use crate::{RuntimeError, network};
 
 /// A machine to be made.
 #[derive(Debug, Clone)]
@@ -25,23 +28,32 @@ pub(crate) struct Plan {
     pub(crate) disk: PathBuf,
     /// Where its memory comes from.
     pub(crate) memory: MemorySource,
+    /// What its network card is plugged into.
+    pub(crate) port: Option<Port>,
+    /// What the host lets it use.
+    pub(crate) limits: MachineLimits,
+}
+
+impl Plan {
+    fn spec(self) -> VmSpec {
+        VmSpec {
+            label: self.label,
+            folder: self.folder,
+            shape: self.shape,
+            image: self.image,
+            disk: self.disk,
+            memory: self.memory,
+            network: network::device(self.port.as_ref()),
+            limits: self.limits,
+        }
+    }
 }
 
 /// Makes the machine, paused. On an error, or when the future is dropped and [`end`] is called after it, nothing of it runs.
 pub(crate) async fn make(driver: &dyn Hypervisor, plan: Plan) -> Result<Arc<dyn Vm>, RuntimeError> {
     let folder = plan.folder.clone();
     blocking(move || make_folder(&folder.dir).and_then(|()| make_folder(&folder.run))).await?;
-    let spec = VmSpec {
-        label: plan.label,
-        folder: plan.folder,
-        shape: plan.shape,
-        image: plan.image,
-        disk: plan.disk,
-        memory: plan.memory,
-        network: node_hypervisor::NetworkDevice::None,
-        limits: node_hypervisor::MachineLimits::default(),
-    };
-    Ok(Arc::from(driver.create(spec).await?))
+    Ok(Arc::from(driver.create(plan.spec()).await?))
 }
 
 /// A clone of `template`: its disk is a copy of the template's.

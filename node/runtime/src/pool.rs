@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use fabric_types::Shape;
 use node_hypervisor::{MemorySource, Vm, VmFolder, VmState};
+use node_network::Port;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -42,6 +43,8 @@ pub(crate) struct Warm {
     pub(crate) template: Template,
     pub(crate) vm: Arc<dyn Vm>,
     pub(crate) link: Link,
+    /// What its network card is plugged into; nothing passes yet.
+    pub(crate) port: Option<Port>,
 }
 
 enum Request {
@@ -167,7 +170,7 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     pub(crate) fn new(context: Arc<Context>, seat: PoolSeat, adopted: Vec<Warm>) -> Self {
-        let level = Level { target: context.config.pool_target, ..Level::default() };
+        let level = Level { target: context.config.pool.min, ..Level::default() };
         let mut keeper = Self {
             cancel_job: context.draining.child_token(),
             context,
@@ -239,7 +242,7 @@ impl Keeper {
                 }
                 // Their watches end here: these deaths are no news.
                 let clones: Vec<_> = self.slots.drain(..).map(|slot| slot.warm).collect();
-                futures::future::join_all(clones.iter().map(destroy)).await;
+                futures::future::join_all(clones.iter().map(|warm| destroy(&self.context, warm))).await;
                 while self.burials.join_next().await.is_some() {}
                 self.level.target = 0;
                 self.count();
@@ -308,7 +311,8 @@ impl Keeper {
         if let Some(at) = self.slots.iter().position(|slot| slot.warm.home == *home)
             && let Some(slot) = self.slots.remove(at)
         {
-            self.burials.spawn(async move { destroy(&slot.warm).await });
+            let context = self.context.clone();
+            self.burials.spawn(async move { destroy(&context, &slot.warm).await });
         }
         self.count();
     }
@@ -351,15 +355,17 @@ async fn finish(job: Option<&mut Job>) -> Done {
 async fn make(context: &Context, template: Template, cancel: &CancellationToken) -> Result<Warm, RuntimeError> {
     let home = context.folders.clone_home(identity::chance()?);
     let folder = home.machine(context.folders.run(identity::chance()?));
+    let port = context.network.plug().await?;
     let made = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RuntimeError::Stopping),
-        made = exercise(context, &template, &home, &folder) => made,
+        made = exercise(context, &template, &home, &folder, port.as_ref()) => made,
     };
     match made {
-        Ok((vm, link)) => Ok(Warm { home, folder, template, vm, link }),
+        Ok((vm, link)) => Ok(Warm { home, folder, template, vm, link, port }),
         Err(error) => {
             machine::end(None, &folder).await;
+            context.network.unplug(port).await;
             blocking(move || home.remove(Some(&folder))).await?;
             Err(error)
         }
@@ -371,10 +377,16 @@ async fn exercise(
     template: &Template,
     home: &Home,
     folder: &VmFolder,
+    port: Option<&Port>,
 ) -> Result<(Arc<dyn Vm>, Link), RuntimeError> {
     let begun = Instant::now();
-    let mut record =
-        CloneRecord { schema: SCHEMA, machine: folder.clone(), template: template.name.clone(), ready: false };
+    let mut record = CloneRecord {
+        schema: SCHEMA,
+        machine: folder.clone(),
+        port: port.cloned(),
+        template: template.name.clone(),
+        ready: false,
+    };
     let (first, at) = (record.clone(), home.clone());
     blocking(move || at.make().and_then(|()| at.write_clone(&first))).await?;
     let label = home.dir().file_name().map_or_else(String::new, |name| format!("pool-{}", name.display()));
@@ -385,6 +397,8 @@ async fn exercise(
         image: context.config.image.clone(),
         disk: home.disk(),
         memory: MemorySource::Boot,
+        port: port.cloned(),
+        limits: context.config.limits.of(template.shape),
     };
     let vm = machine::make_clone(context.driver.as_ref(), template, plan).await?;
     vm.resume().await?;
@@ -401,7 +415,7 @@ async fn exercise(
 
 /// Takes over a clone that an earlier process of the node made, if it is of today's template and still nobody's.
 pub(crate) async fn adopt(context: &Context, home: Home, record: CloneRecord) -> Option<Warm> {
-    let CloneRecord { machine: folder, template, ready, .. } = record;
+    let CloneRecord { machine: folder, port, template, ready, .. } = record;
     let adopted = async {
         let shape = Shape::DEFAULT;
         let template = (ready && template == context.templates.name_of(shape)).then_some(template)?;
@@ -418,11 +432,12 @@ pub(crate) async fn adopt(context: &Context, home: Home, record: CloneRecord) ->
             return None;
         }
         vm.pause().await.ok()?;
-        Some(Warm { home: home.clone(), folder: folder.clone(), template, vm, link })
+        Some(Warm { home: home.clone(), folder: folder.clone(), template, vm, link, port: port.clone() })
     };
     let adopted = adopted.await;
     if adopted.is_none() {
         machine::end(None, &folder).await;
+        context.network.unplug(port).await;
         let removed = blocking(move || home.remove(Some(&folder))).await;
         if let Err(error) = removed {
             tracing::warn!(%error, "an old warm clone couldn't be removed");
@@ -432,9 +447,10 @@ pub(crate) async fn adopt(context: &Context, home: Home, record: CloneRecord) ->
 }
 
 /// Ends a clone and removes what it left.
-pub(crate) async fn destroy(warm: &Warm) {
+pub(crate) async fn destroy(context: &Context, warm: &Warm) {
     warm.link.close();
     machine::end(Some(warm.vm.as_ref()), &warm.folder).await;
+    context.network.unplug(warm.port.clone()).await;
     let (home, folder) = (warm.home.clone(), warm.folder.clone());
     if let Err(error) = blocking(move || home.remove(Some(&folder))).await {
         tracing::warn!(%error, "a warm clone couldn't be removed; the next start tries again");

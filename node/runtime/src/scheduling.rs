@@ -35,8 +35,8 @@ impl Node {
     }
 
     async fn start(&self, pool_target: u32) -> Runtime {
-        let config = crate::RuntimeConfig { pool_target, ..config(self.root.path()) };
-        Runtime::start(config, self.driver.clone(), self.store.clone()).await.expect("started")
+        let config = crate::RuntimeConfig { pool: crate::PoolLimits::fixed(pool_target), ..config(self.root.path()) };
+        Runtime::start(config, self.driver.clone(), self.store.clone(), None).await.expect("started")
     }
 
     async fn filled(&self, pool_target: u32) -> Runtime {

@@ -209,6 +209,8 @@ impl Templates {
             image: self.config.image.clone(),
             disk,
             memory: MemorySource::BootTemplate { template: dir },
+            port: None,
+            limits: self.config.limits.of(shape),
         };
         let vm = machine::make(self.driver.as_ref(), plan).await?;
         vm.resume().await?;

@@ -8,7 +8,7 @@ use fabric_types::{
 };
 use node_hypervisor::ImagePaths;
 
-use crate::RuntimeConfig;
+use crate::{MachineDefaults, PoolLimits, RuntimeConfig};
 
 /// A sandbox's spec that differs by its number alone.
 pub(crate) fn spec(number: u8) -> SandboxSpec {
@@ -41,6 +41,11 @@ pub(crate) fn config(root: &Path) -> RuntimeConfig {
         image_digest: "image".to_owned(),
         agent_protocol: guest_proto::surface::PROTOCOL,
         template: "default".parse().expect("a name"),
-        pool_target: 1,
+        pool: PoolLimits::fixed(1),
+        limits: MachineDefaults::default(),
+        guest_limits: guest_proto::surface::GuestLimits::default(),
+        min_free_disk_bytes: 0,
+        min_free_memory_bytes: 0,
+        swap_after: None,
     }
 }

@@ -33,16 +33,16 @@ async fn try_adopt(
 ) -> Result<Option<Handle>, RuntimeError> {
     match record.life.clone() {
         Life::Making | Life::Deleting => {
-            end(&mut record).await?;
+            end(context, &mut record).await?;
             blocking(move || home.remove(None)).await?;
             Ok(None)
         }
         Life::Stopped => {
-            end(&mut record).await?;
+            end(context, &mut record).await?;
             Ok(Some(launched(context, record, home, Phase::Stopped)))
         }
         Life::Failed { reason } => {
-            end(&mut record).await?;
+            end(context, &mut record).await?;
             Ok(Some(launched(context, record, home, Phase::Failed { reason })))
         }
         Life::Running | Life::Paused => adopt_living(context, home, record).await.map(Some),
@@ -56,7 +56,7 @@ async fn adopt_living(context: &Arc<Context>, home: Home, mut record: SandboxRec
         Ok((vm, VmState::Paused)) => (vm, Phase::Paused),
         Ok((_, VmState::Ended)) | Err(_) => {
             tracing::warn!(sandbox_id = %id, "a sandbox's machine is gone, and its memory with it; its disk is kept");
-            end(&mut record).await?;
+            end(context, &mut record).await?;
             record.life = Life::Stopped;
             let (at, written) = (home.clone(), record.clone());
             blocking(move || at.write_sandbox(&written)).await?;
@@ -101,8 +101,9 @@ async fn take_over(context: &Context, record: &SandboxRecord) -> Result<(Arc<dyn
 }
 
 /// Ends whatever machine there is and removes its files, but for the disk.
-async fn end(record: &mut SandboxRecord) -> Result<(), RuntimeError> {
+async fn end(context: &Context, record: &mut SandboxRecord) -> Result<(), RuntimeError> {
     let Some(folder) = record.machine.take() else { return Ok(()) };
     machine::end(None, &folder).await;
+    context.network.unplug(record.port.take()).await;
     blocking(move || durable::remove_folder(&folder.run).and_then(|()| durable::remove_folder(&folder.dir))).await
 }

@@ -45,9 +45,10 @@ impl Driver {
     /// Makes a warm clone this sandbox: its record, its processors and its identity go on their way at once.
     async fn claim(&mut self, warm: Warm) -> Result<(), RuntimeError> {
         let begun = Instant::now();
-        let Warm { home, folder, template, vm, link } = warm;
+        let Warm { home, folder, template, vm, link, port } = warm;
         self.home = Some(home);
         self.record.machine = Some(folder);
+        self.record.port = port;
         self.record.template = template.name;
         self.live = Some(Live { vm: vm.clone(), link: Some(link.clone()) });
         let resume = timed(vm.resume());
@@ -106,6 +107,8 @@ impl Driver {
             image: self.context.config.image.clone(),
             disk: home.disk(),
             memory,
+            port: self.record.port.clone(),
+            limits: self.context.config.limits.of(self.record.spec.shape),
         }
     }
 
@@ -128,6 +131,7 @@ impl Driver {
         let machine = self.record.machine.take();
         if let Some(folder) = &machine {
             machine::end(live.as_ref().map(|live| live.vm.as_ref()), folder).await;
+            self.context.network.unplug(self.record.port.take()).await;
         }
         if let Some(home) = self.home.take()
             && let Err(error) = blocking(move || home.remove(machine.as_ref())).await
@@ -139,7 +143,13 @@ impl Driver {
     /// One round trip: who the guest is from now on, fresh entropy, the clock.
     pub(super) async fn identify(&self, link: &Link) -> Result<IdentityAck, RuntimeError> {
         let generation = self.record.generation;
-        let identity = identity::real(&self.record.spec, generation, &self.record.machine_id)?;
+        let identity = identity::real(
+            &self.record.spec,
+            generation,
+            &self.record.machine_id,
+            self.record.port.as_ref(),
+            &self.context.config.guest_limits,
+        )?;
         let ack: Result<IdentityAck, _> = link.post("/v1/identity", &identity, generation, IDENTITY_MAX).await;
         match ack {
             Ok(ack) if ack.generation == generation.0 => Ok(ack),

@@ -14,10 +14,10 @@ use fabric_types::{
     Accelerator, Generation, Intervals, NetworkPolicy, OrganizationId, RegionCode, SandboxId, SandboxSpec, Shape,
     Source, UnixMillis,
 };
-use guest_proto::surface::{CodeRunRequest, ExecReply, ExecRequest, PROTOCOL};
+use guest_proto::surface::{CodeRunRequest, ExecReply, ExecRequest, GuestLimits, PROTOCOL};
 use http_body_util::{BodyExt, Full};
 use node_hypervisor::{ImagePaths, KeeperProgram, QemuConfig, QemuDriver};
-use node_runtime::{RunRequest, Runtime, RuntimeConfig};
+use node_runtime::{MachineDefaults, PoolLimits, RunRequest, Runtime, RuntimeConfig};
 use node_snapshot::SnapshotStore;
 use serde::Serialize;
 
@@ -76,7 +76,12 @@ impl Place {
             image_digest: self.digest.clone(),
             agent_protocol: PROTOCOL,
             template: "default".parse().expect("a name"),
-            pool_target,
+            pool: PoolLimits::fixed(pool_target),
+            limits: MachineDefaults::default(),
+            guest_limits: GuestLimits::default(),
+            min_free_disk_bytes: 0,
+            min_free_memory_bytes: 0,
+            swap_after: None,
         }
     }
 
@@ -86,7 +91,7 @@ impl Place {
 
     pub(crate) async fn start_with(&self, pool_target: u32, store: Arc<SnapshotStore>) -> Runtime {
         let driver = QemuDriver::new(QemuConfig::new(keeper(), Accelerator::Tcg)).await.expect("a driver");
-        Runtime::start(self.config(pool_target), Arc::new(driver), store).await.expect("started")
+        Runtime::start(self.config(pool_target), Arc::new(driver), store, None).await.expect("started")
     }
 
     /// A node whose pool is full.

@@ -12,7 +12,7 @@ use fabric_types::{Digest, Name};
 use gateway_edge::{EdgeConfig, EdgeLimits};
 use guest_image::ImageDir;
 use node_hypervisor::{ImagePaths, KeeperProgram, ProbeConfig, Probed, probe};
-use node_runtime::{Runtime, RuntimeConfig};
+use node_runtime::{MachineDefaults, PoolLimits, Runtime, RuntimeConfig};
 use node_snapshot::{ChunkServer, SnapshotStore};
 use raft_consensus::{Group, GroupName, GroupOptions, RaftHost, RaftHostConfig, Resolver, StoreKind};
 use raft_placement::catalog::Catalog;
@@ -97,7 +97,7 @@ impl Node {
         upkeep::initialize(&config, &catalog, &placement).await?;
 
         say("taking over sandboxes, warming the pool");
-        let runtime = Runtime::start(runtime_config(&config, &image)?, driver.clone(), Arc::new(store.clone())).await?;
+        let runtime = Runtime::start(runtime_config(&config, &image)?, driver.clone(), Arc::new(store.clone()), None).await?;
         let service = Service::new(Parts {
             node: config.node.clone(),
             template: DEFAULT_TEMPLATE.parse::<Name>().context("the default template's name")?,
@@ -218,8 +218,19 @@ fn runtime_config(config: &NodeConfig, image: &ImageDir) -> anyhow::Result<Runti
         image_digest: image_digest(image)?.to_string(),
         agent_protocol: image.manifest.agent_protocol,
         template: DEFAULT_TEMPLATE.parse().context("the default template's name")?,
-        pool_target: config.pool,
+        pool: pool_limits(config),
+        limits: MachineDefaults::default(),
+        guest_limits: node_runtime::GuestLimits::default(),
+        min_free_disk_bytes: node_runtime::min_free_disk_bytes(&config.data).context("can't measure the disk")?,
+        min_free_memory_bytes: node_runtime::min_free_memory_bytes().context("can't measure memory")?,
+        swap_after: Some(node_runtime::SWAP_AFTER_DEFAULT),
     })
+}
+
+/// Demand may ask for four times the clones that are kept anyway, in a quarter of the node's memory.
+fn pool_limits(config: &NodeConfig) -> PoolLimits {
+    let memory_mib = config.limits.physical.memory_mib / 4;
+    PoolLimits { min: config.pool, max: config.pool.saturating_mul(4), memory_mib, spares: 2 }
 }
 
 fn gossip_config(config: &NodeConfig) -> GossipConfig {
