@@ -152,7 +152,7 @@ pub enum NodeRequest {
         /// The new shape.
         shape: Shape,
     },
-    /// Fork a running sandbox into children of their own identity, in one stop -> [`NodeReply::Sandboxes`], running.
+    /// Fork a running sandbox into children of their own identity, in one stop, all or none -> [`NodeReply::Fork`].
     Fork {
         /// Which.
         key: SandboxKey,
@@ -296,6 +296,15 @@ pub enum NodeReply {
     ObservedMany(Vec<Observed>),
     /// A snapshot was taken into the owner's store.
     Taken(Box<SnapshotTaken>),
+    /// The children of a fork.
+    Fork(Box<ForkView>),
+    /// What an owner's fork came to.
+    Forked {
+        /// Microseconds that the parent stood still.
+        stop_us: u64,
+        /// Each child, in the order asked for. Of one that failed nothing is left.
+        children: Vec<Result<Observed, ApiError>>,
+    },
     /// Done.
     Done,
 }
@@ -316,6 +325,16 @@ pub struct SandboxView {
     pub phase: Phase,
     /// When it last changed or was used.
     pub last_activity: UnixMillis,
+}
+
+/// The children of a fork, running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ForkView {
+    /// Microseconds that the parent stood still.
+    pub stop_us: u64,
+    /// The children, in the order asked for.
+    pub children: Vec<SandboxView>,
 }
 
 /// What the owner sees of a sandbox.

@@ -103,7 +103,7 @@ fn region_commands_2() -> Vec<region::Command> {
         SetQuota { organization: Some(OrganizationId("main".into())), quota: Quota { sandboxes: 60, ..quota } },
         SetNetwork { id: id(1), network },
         SetIntervals { id: id(1), intervals },
-        SetShape { id: id(1), generation, shape: Shape::new(2, 2048, 10).expect("a shape") },
+        SetShape { id: id(1), generation, from: Shape::DEFAULT, shape: Shape::new(2, 2048, 10).expect("a shape") },
         SetDesired { id: id(1), generation, desired: Desired::Running },
         Fork {
             parent: id(1),

@@ -28,9 +28,10 @@ fn command() -> impl Strategy<Value = Command> {
                     id: sandbox(number), name: format!("box-{name}"), generation: Generation(generation) }).collect(),
                 created_at: UnixMillis(2),
             }),
-        3 => (boxes.clone(), generations.clone(), 1i64..4, 2i64..5).prop_map(|(number, generation, vcpus, disk)| {
-            let shape = Shape::new(vcpus, 1024, disk).expect("a shape");
-            Command::SetShape { id: sandbox(number), generation: Generation(generation), shape }
+        3 => (boxes.clone(), generations.clone(), 1i64..4, 1i64..4, 2i64..5).prop_map(|(number, generation, was, vcpus, disk)| {
+            let shape = |vcpus, disk| Shape::new(vcpus, 1024, disk).expect("a shape");
+            let (from, shape) = (shape(was, 3), shape(vcpus, disk));
+            Command::SetShape { id: sandbox(number), generation: Generation(generation), from, shape }
         }),
         1 => (proptest::option::of(0u8..2), 0u32..6, 0u64..9).prop_map(|(organization, sandboxes, vcpus)| Command::SetQuota {
             organization: organization.map(|number| OrganizationId(format!("org-{number}"))),

@@ -32,9 +32,15 @@ fn fork(numbers: impl IntoIterator<Item = u8>) -> Command {
     Command::Fork { parent: sandbox(0), from: Generation(1), children, created_at: UnixMillis(9) }
 }
 
-fn shape(vcpus: i64, disk: i64) -> Command {
+fn shape(state: &State, vcpus: i64, disk: i64) -> Command {
     let shape = Shape::new(vcpus, 1024, disk).expect("a shape");
-    Command::SetShape { id: sandbox(0), generation: Generation(1), shape }
+    let from = state.sandboxes().get(&sandbox(0)).expect("placed").spec.shape;
+    Command::SetShape { id: sandbox(0), generation: Generation(1), from, shape }
+}
+
+fn resize(state: &mut State, vcpus: i64, disk: i64) -> Result<bool, Refusal> {
+    let command = shape(state, vcpus, disk);
+    apply(state, command)
 }
 
 fn reserved(state: &State) -> Capacity {
@@ -71,7 +77,7 @@ fn a_fork_that_does_not_fit_as_a_whole_places_nobody() {
 }
 
 #[test]
-fn only_what_is_meant_to_run_is_forked_and_only_what_is_stopped_archived() {
+fn only_what_has_memory_is_forked_and_only_what_is_stopped_archived() {
     let mut state = region();
     let refused = apply(&mut state, desired(Desired::Archived)).expect_err("it runs");
     assert_eq!(
@@ -79,7 +85,9 @@ fn only_what_is_meant_to_run_is_forked_and_only_what_is_stopped_archived() {
         format!("sandbox {} is meant to be running, and must be stopped for this", sandbox(0))
     );
     apply(&mut state, desired(Desired::Paused)).expect("paused");
-    assert!(matches!(apply(&mut state, fork([1])), Err(Refusal::WrongIntent { .. })));
+    apply(&mut state, fork([1])).expect("its memory is there");
+    apply(&mut state, desired(Desired::Stopped)).expect("stopped");
+    assert!(matches!(apply(&mut state, fork([2])), Err(Refusal::WrongIntent { .. })));
 }
 
 #[test]
@@ -102,17 +110,19 @@ fn an_archived_sandbox_reserves_nothing_and_must_find_room_to_start_again() {
 #[test]
 fn a_disk_grows_live_and_the_rest_of_a_shape_only_while_stopped() {
     let mut state = region();
-    apply(&mut state, shape(1, 5)).expect("the disk grows");
+    resize(&mut state, 1, 5).expect("the disk grows");
     assert_eq!(reserved(&state), Capacity { vcpus: 1, memory_mib: 1024, disk_gib: 5 });
-    assert!(matches!(apply(&mut state, shape(1, 4)), Err(Refusal::DiskShrinks { .. })));
-    assert!(matches!(apply(&mut state, shape(2, 5)), Err(Refusal::WrongIntent { .. })));
+    let from = Shape::DEFAULT;
+    let late = Command::SetShape { id: sandbox(0), generation: Generation(1), from, shape: from };
+    apply(&mut state, late).expect_err("decided from a shape that it no longer has");
+    assert!(matches!(resize(&mut state, 2, 5), Err(Refusal::WrongIntent { .. })));
     apply(&mut state, desired(Desired::Stopped)).expect("stopped");
-    apply(&mut state, shape(4, 5)).expect("fits");
-    assert!(matches!(apply(&mut state, shape(5, 5)), Err(Refusal::NoRoom { .. })));
-    apply(&mut state, shape(1, 5)).expect("processors shrink");
+    resize(&mut state, 4, 5).expect("fits");
+    assert!(matches!(resize(&mut state, 5, 5), Err(Refusal::NoRoom { .. })));
+    resize(&mut state, 1, 5).expect("processors shrink");
     assert_eq!(reserved(&state).vcpus, 1);
     apply(&mut state, desired(Desired::Archived)).expect("archived");
-    assert!(matches!(apply(&mut state, shape(1, 6)), Err(Refusal::WrongIntent { .. })));
+    assert!(matches!(resize(&mut state, 1, 6), Err(Refusal::WrongIntent { .. })));
 }
 
 #[test]
@@ -133,7 +143,7 @@ fn a_quota_is_named_when_it_is_reached() {
     let own = Some(OrganizationId("org-0".into()));
     apply(&mut state, Command::SetQuota { organization: own, quota: vcpus }).expect("set");
     apply(&mut state, desired(Desired::Stopped)).expect("stopped");
-    let refused = apply(&mut state, shape(2, 3)).expect_err("a third vCPU");
+    let refused = resize(&mut state, 2, 3).expect_err("a third vCPU");
     assert!(matches!(&refused, Refusal::QuotaReached { unit, .. } if unit == "vCPU"), "{refused}");
     assert_eq!(state.quota(&OrganizationId("org-1".into())), Quota::default());
 }

@@ -123,7 +123,10 @@ pub(crate) fn odd_reply(reply: &NodeReply) -> ApiError {
         NodeReply::NewKey { .. } => "a new key",
         NodeReply::Keys(_) => "keys",
         NodeReply::Status(_) => "a status",
-        NodeReply::Observed(_) | NodeReply::ObservedMany(_) | NodeReply::Taken(_) => "an owner's reply",
+        NodeReply::Fork(_) => "a fork",
+        NodeReply::Observed(_) | NodeReply::ObservedMany(_) | NodeReply::Taken(_) | NodeReply::Forked { .. } => {
+            "an owner's reply"
+        }
         NodeReply::Done => "an empty reply",
     };
     let message = format!("a node answered {kind}, which was not asked for; it may run another version of Atoll");

@@ -169,6 +169,7 @@ fn node_view(id: &NodeId, fabric_address: SocketAddr, http_endpoint: String) -> 
         limits: NodeLimits {
             physical: Capacity { vcpus: 2, memory_mib: 8192, disk_gib: 100 },
             overcommit: Overcommit::default(),
+            sandboxes: None,
         },
         reserved: Capacity::default(),
         sandboxes: 0,

@@ -22,7 +22,7 @@ pub(crate) fn share(data: &Path, nodes: usize) -> anyhow::Result<NodeLimits> {
         memory_mib: memory_mib / nodes,
         disk_gib: free / BYTES_PER_GIB / nodes,
     };
-    Ok(NodeLimits { physical, overcommit: Overcommit::default() })
+    Ok(NodeLimits { physical, overcommit: Overcommit::default(), sandboxes: None })
 }
 
 fn memory_total_kib() -> Option<u64> {

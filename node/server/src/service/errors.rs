@@ -88,9 +88,10 @@ pub(crate) fn placement(error: &ProposeError<region::Refusal>) -> ApiError {
             | R::Exists { .. }
             | R::NodeHolds { .. }
             | R::LimitsBelowReserved { .. }
-            | R::WrongIntent { .. },
+            | R::WrongIntent { .. }
+            | R::ShapeChanged { .. },
         ) => ErrorCode::Conflict,
-        Some(R::DiskShrinks { .. } | R::Children { .. }) => ErrorCode::BadRequest,
+        Some(R::Children { .. }) => ErrorCode::BadRequest,
         // The same request fails in every region alike until somebody makes room: it isn't tried elsewhere.
         Some(R::QuotaReached { .. }) => ErrorCode::Forbidden,
         Some(R::Stale { .. }) => ErrorCode::StaleGeneration,

@@ -34,7 +34,7 @@ impl Machine for Placement {
             Command::Move { id, from, node, generation } => move_to(state, id, *from, node, *generation),
             Command::SetLabels { id, labels } => set_spec(state, id, |spec| spec.labels = labels.clone()),
             Command::SetIntervals { id, intervals } => set_spec(state, id, |spec| spec.intervals = *intervals),
-            Command::SetShape { id, generation, shape } => set_shape(state, id, *generation, *shape),
+            Command::SetShape { id, generation, from, shape } => set_shape(state, id, *generation, *from, *shape),
             Command::SetNetwork { id, network } => set_spec(state, id, |spec| spec.network = network.clone()),
             Command::SetPublic { id, public } => set_spec(state, id, |spec| spec.public = *public),
             Command::Fail { id, generation, reason } => fail(state, id, *generation, reason),
@@ -144,14 +144,14 @@ fn set_desired(state: &mut State, id: &SandboxId, generation: Generation, desire
     Ok(update(state, id, |record| record.desired = desired))
 }
 
-fn set_shape(state: &mut State, id: &SandboxId, generation: Generation, shape: Shape) -> Changed {
+fn set_shape(state: &mut State, id: &SandboxId, generation: Generation, from: Shape, shape: Shape) -> Changed {
     let record = current(state, id, generation)?;
     let old = record.spec.shape;
     if old == shape {
         return Ok(false);
     }
-    if shape.disk() < old.disk() {
-        return Err(Refusal::DiskShrinks { id: id.clone(), from: old.disk(), to: shape.disk() });
+    if old != from {
+        return Err(Refusal::ShapeChanged { id: id.clone(), from, current: old });
     }
     let live = (shape.vcpus(), shape.memory()) == (old.vcpus(), old.memory());
     match record.desired {

@@ -45,7 +45,7 @@ pub enum Command {
     /// Children of a sandbox begin on its node, all or none, each with the parent's spec under an id and name of its
     /// own. Since version 2.
     Fork {
-        /// Whom they are forked from: one that is meant to run.
+        /// Whom they are forked from: one that is meant to run or to be paused.
         parent: SandboxId,
         /// The placement that this was decided for.
         from: Generation,
@@ -89,14 +89,17 @@ pub enum Command {
         /// All of its intervals.
         intervals: Intervals,
     },
-    /// A new shape, if its node has room for it. The disk never shrinks; processors and memory change only while the
-    /// sandbox is meant to be stopped. Since version 2.
+    /// A new shape, if its node has room for it. Processors and memory change only while the sandbox is meant to be
+    /// stopped; that disks never shrink is for whoever decides to know, for an undo makes one small again. Since
+    /// version 2.
     SetShape {
         /// The sandbox.
         id: SandboxId,
         /// The placement that this was decided for.
         generation: Generation,
-        /// The shape.
+        /// The shape that this was decided from.
+        from: Shape,
+        /// The new shape.
         shape: Shape,
     },
     /// A new network policy.
@@ -164,7 +167,7 @@ impl fmt::Display for Command {
             Self::RemoveNode { node } => write!(f, "remove {node}"),
             Self::Place { spec, node, generation } => write!(f, "place {} on {node} as {generation}", spec.id),
             Self::Fork { parent, from, children, .. } => write!(f, "fork {parent} ({from}) into {}", children.len()),
-            Self::SetShape { id, generation, shape } => write!(f, "{id} ({generation}) should be {shape}"),
+            Self::SetShape { id, generation, shape, .. } => write!(f, "{id} ({generation}) should be {shape}"),
             Self::SetQuota { organization: Some(organization), .. } => write!(f, "set quota of {}", organization.0),
             Self::SetQuota { organization: None, .. } => f.write_str("set quota"),
             Self::SetDesired { id, generation, desired } => write!(f, "{id} ({generation}) should be {desired:?}"),

@@ -1,4 +1,4 @@
-//! Children of a running sandbox: placed on its node in one decision, all or none.
+//! Children of a running or paused sandbox: placed on its node in one decision, all or none.
 
 use std::collections::BTreeSet;
 
@@ -45,8 +45,9 @@ pub(super) fn fork(
         return Err(exists(record));
     }
     let record = current(state, parent, from)?;
-    if record.desired != Desired::Running {
-        return Err(wrong_intent(record, "running"));
+    match record.desired {
+        Desired::Running | Desired::Paused => {}
+        Desired::Stopped | Desired::Archived => return Err(wrong_intent(record, "running or paused")),
     }
     if state.sandboxes.len() + children.len() > SANDBOXES_MAX {
         return Err(Refusal::Full { what: "sandboxes".into(), limit: SANDBOXES_MAX });

@@ -1,6 +1,6 @@
 //! Why a placement group refuses a command.
 
-use fabric_types::{Capacity, Desired, DiskGib, Generation, NodeId, SandboxId};
+use fabric_types::{Capacity, Desired, Generation, NodeId, SandboxId, Shape};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -82,15 +82,15 @@ pub enum Refusal {
         /// Where it would have to be.
         needs: String,
     },
-    /// Disks only grow.
-    #[error("the disk of sandbox {id} has {} GiB and can't shrink to {} GiB", from.0, to.0)]
-    DiskShrinks {
+    /// The sandbox has another shape than the decision was made from.
+    #[error("sandbox {id} has the shape {current} by now, no longer {from}; look again")]
+    ShapeChanged {
         /// The sandbox.
         id: SandboxId,
+        /// What the command says.
+        from: Shape,
         /// What it has.
-        from: DiskGib,
-        /// What was asked for.
-        to: DiskGib,
+        current: Shape,
     },
     /// A fork without children, with too many, or with one twice.
     #[error("{children} children are no fork: 1 to {limit}, each once")]
