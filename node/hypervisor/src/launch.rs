@@ -29,7 +29,10 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) fn check_files(spec: &VmSpec) -> Result<(), VmError> {
     let image = [&spec.image.root, &spec.disk];
     let booted = [&spec.image.kernel, &spec.image.initramfs];
-    let boots = matches!(spec.memory, MemorySource::Boot | MemorySource::BootTemplate { .. });
+    let boots = match spec.memory {
+        MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => true,
+        MemorySource::Clone { .. } | MemorySource::Restore { .. } => false,
+    };
     for path in image.into_iter().chain(booted.into_iter().filter(|_| boots)) {
         let failed = |source| VmError::File { action: "open", path: path.clone(), source };
         fs::File::open(path).map_err(failed)?;

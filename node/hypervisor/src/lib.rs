@@ -36,5 +36,5 @@ pub use keeper::{KeeperProgram, keeper_main};
 pub use probe::{AccelChoice, Finding, HypervisorChoice, ProbeConfig, ProbeError, Probed, probe};
 pub use qemu::{QemuConfig, QemuDriver};
 pub use sweep::{Swept, end_machine, sweep};
-pub use template::{TemplateManifest, disk_file as template_disk, memory_file as template_memory};
+pub use template::{TemplateManifest, disk_file as template_disk, make_blank_template, memory_file as template_memory};
 pub use vm::*;

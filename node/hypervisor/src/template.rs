@@ -8,16 +8,16 @@
 //! disk            the machine's own disk at the same moment; a clone starts from a copy of it
 //! ```
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use fabric_types::{Digest, Fit, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::next_extent;
-use crate::durable::{read_json, write_json};
+use crate::durable::{read_json, remove_file, write_json};
 use crate::{ImagePaths, VmError};
 
 /// Newest schema of `template.json` that this version reads and the one it writes.
@@ -48,6 +48,9 @@ pub struct TemplateManifest {
     pub root_bytes: u64,
     /// The memory file's length in bytes.
     pub memory_bytes: u64,
+    /// Whether its memory is empty and it has no device state: machines boot over it, none is cloned from it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub blank: bool,
 }
 
 impl TemplateManifest {
@@ -81,6 +84,10 @@ impl TemplateManifest {
 /// Syncs the template's files and writes its manifest. Blocks: hashing takes about a second for each GiB that isn't
 /// zero.
 pub(crate) fn seal(folder: &Path, fit: &Fit, shape: Shape, image: &ImagePaths) -> Result<(), VmError> {
+    seal_as(folder, fit, shape, image, false)
+}
+
+fn seal_as(folder: &Path, fit: &Fit, shape: Shape, image: &ImagePaths, blank: bool) -> Result<(), VmError> {
     let failed = |action: &'static str, path: &Path| {
         let path = path.to_owned();
         move |source| VmError::File { action, path, source }
@@ -99,8 +106,38 @@ pub(crate) fn seal(folder: &Path, fit: &Fit, shape: Shape, image: &ImagePaths) -
         kernel,
         root_bytes: fs::metadata(&image.root).map_err(failed("look at", &image.root))?.len(),
         memory_bytes: fs::metadata(&memory).map_err(failed("look at", &memory))?.len(),
+        blank,
     };
     write_json(&manifest_file(folder), &manifest)
+}
+
+/// Makes a blank template: memory of the shape's size that is all holes, an empty device state and an empty disk. A
+/// machine that boots over it ([`crate::MemorySource::BootOver`]) is snapshotted and restored like a clone, on any node
+/// that makes the same blank: it takes a millisecond and no disk. Blocks. A folder that holds a template is an error.
+pub fn make_blank_template(folder: &Path, fit: &Fit, shape: Shape, image: &ImagePaths) -> Result<(), VmError> {
+    prepare(folder)?;
+    for (path, length) in
+        [(memory_file(folder), u64::from(shape.memory().0) << 20), (state_file(folder), 0), (disk_file(folder), 0)]
+    {
+        let made = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        made.and_then(|file| file.set_len(length)).map_err(|source| VmError::File {
+            action: "make",
+            path: path.clone(),
+            source,
+        })?;
+    }
+    seal_as(folder, fit, shape, image, true)
+}
+
+/// A folder that becomes a template: an earlier, half-made one's memory would be the new guest's.
+pub(crate) fn prepare(folder: &Path) -> Result<(), VmError> {
+    fs::create_dir_all(folder).map_err(|source| VmError::File { action: "make", path: folder.to_owned(), source })?;
+    if manifest_file(folder).exists() {
+        let why = format!("{} holds a sealed template; clones may be running from it", folder.display());
+        return Err(VmError::Unsupported { verb: "boot template", why });
+    }
+    remove_file(&memory_file(folder))?;
+    remove_file(&state_file(folder))
 }
 
 /// The manifest, whose presence says that the template is complete.
@@ -200,6 +237,32 @@ mod tests {
         assert!(manifest.check(folder.path(), &fit(), other_shape, &image).is_err());
         fs::write(&image.root, b"another root").expect("written");
         assert!(manifest.check(folder.path(), &fit(), Shape::DEFAULT, &image).is_err());
+    }
+
+    #[test]
+    fn a_blank_template_takes_no_disk_and_is_not_made_over_another() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let image = sealed(folder.path());
+        let refused = make_blank_template(folder.path(), &fit(), Shape::DEFAULT, &image);
+        assert!(matches!(refused, Err(VmError::Unsupported { .. })));
+        let blank = folder.path().join("blank");
+        make_blank_template(&blank, &fit(), Shape::DEFAULT, &image).expect("made");
+        let manifest = TemplateManifest::read(&blank).expect("sealed");
+        manifest.check(&blank, &fit(), Shape::DEFAULT, &image).expect("fits");
+        assert!(manifest.blank && !TemplateManifest::read(folder.path()).expect("read").blank);
+        let about = fs::metadata(memory_file(&blank)).expect("there");
+        assert_eq!((about.len(), about.blocks()), (1 << 30, 0));
+    }
+
+    #[test]
+    fn a_folder_from_before_is_prepared_unless_it_is_sealed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(memory_file(folder.path()), b"old memory").expect("written");
+        prepare(folder.path()).expect("half-made");
+        assert!(!memory_file(folder.path()).exists(), "another guest's memory stayed");
+        fs::write(manifest_file(folder.path()), b"{}").expect("written");
+        assert!(matches!(prepare(folder.path()), Err(VmError::Unsupported { .. })));
     }
 
     #[test]

@@ -40,6 +40,14 @@ pub enum MemorySource {
         /// The folder that becomes the template.
         template: PathBuf,
     },
+    /// Kernel and initramfs, over a template's memory mapped privately: what a boot finds in its memory it reads as
+    /// nothing, and what it wrote are the private pages that tell it from the template. So it can be snapshotted, and its
+    /// snapshots restored over the same template. Any template of the shape serves, a blank one too
+    /// ([`crate::make_blank_template`]).
+    BootOver {
+        /// The template's folder.
+        template: PathBuf,
+    },
     /// A clone of a saved template: its memory mapped privately, its device state loaded; it is paused until `resume`.
     Clone {
         /// The template's folder.
@@ -82,7 +90,7 @@ pub struct VmSpec {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum NetworkDevice {
-    /// Nothing: the card has no carrier.
+    /// Nothing: what the card sends goes nowhere.
     #[default]
     None,
     /// A persistent tap device, opened by the keeper before it gives up its rights and handed on as a descriptor.
@@ -96,7 +104,8 @@ pub enum NetworkDevice {
     Passt {
         /// The program.
         program: PathBuf,
-        /// Its arguments, but for `--fd`, which the keeper adds.
+        /// Its arguments, but for `--fd`, which the keeper adds. `--foreground` must be among them, or the keeper can't
+        /// end it before the monitor does.
         arguments: Vec<String>,
     },
 }
@@ -209,7 +218,7 @@ pub trait Vm: Send + Sync + 'static {
     /// Only for `BootTemplate`: pauses, saves device state and seals the template's folder. The machine ends.
     async fn save_template(&self) -> Result<(), VmError>;
     /// Stops, writes device state, private pages and disk under `into`, and goes on if it ran before. Only for machines
-    /// made by `Clone` or `Restore` (and, where the driver can, `Boot`).
+    /// made by `Clone`, `Restore` or `BootOver`: what differs from a template is what is written.
     async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError>;
     /// Tells a running or paused machine that its own disk's file has grown to `bytes`.
     async fn resize_disk(&self, bytes: u64) -> Result<(), VmError> {

@@ -25,7 +25,7 @@ mod run;
 mod serve;
 mod spawn;
 
-pub(crate) use client::{ASK_LIMIT, Here, Keeper, ask_blocking};
+pub(crate) use client::{ASK_LIMIT, Creator, Here, Keeper, ask_blocking};
 pub(crate) use config::{EndRecord, KeeperConfig, ListenerConfig, SCHEMA, VmRecord};
 pub(crate) use pages::{check_runs, read_runs, write_runs};
 pub(crate) use protocol::{Reply, Request};

@@ -15,6 +15,8 @@ use crate::{MemorySource, NetworkDevice, VmSpec, template};
 
 /// The virtio port's name, by which the agent finds it in /sys/class/virtio-ports.
 const CHANNEL_PORT: &str = "atoll";
+/// The node name of the machine's own disk, for QMP.
+pub(super) const OWN_DISK: &str = "own";
 /// Cache of translated code under TCG, MiB: python3 and node warmed up take some 60 MiB of it, and it is memory private
 /// to each machine. When it is full, it is emptied.
 const TCG_CACHE_MIB: u32 = 128;
@@ -52,8 +54,8 @@ pub(super) fn arguments(spec: &VmSpec, fit: &Fit, further_kernel_args: &str) -> 
     add(&["-object", &memory(&spec.memory, memory_mib).to_string()]);
     add(&["-blockdev", &disk("root", &spec.image.root, true).to_string()]);
     add(&["-device", "virtio-blk-pci,drive=root,disable-legacy=on,num-queues=1"]);
-    add(&["-blockdev", &disk("own", &spec.disk, false).to_string()]);
-    add(&["-device", "virtio-blk-pci,drive=own,disable-legacy=on,num-queues=1,discard=on"]);
+    add(&["-blockdev", &disk(OWN_DISK, &spec.disk, false).to_string()]);
+    add(&["-device", &format!("virtio-blk-pci,drive={OWN_DISK},disable-legacy=on,num-queues=1,discard=on")]);
     add(&["-device", "virtio-serial-pci,max_ports=2,disable-legacy=on"]);
     add(&["-chardev", "socket,id=channel,fd={fd:c},server=on,wait=off"]);
     add(&["-device", &format!("virtserialport,chardev=channel,name={CHANNEL_PORT}")]);
@@ -70,7 +72,7 @@ pub(super) fn arguments(spec: &VmSpec, fit: &Fit, further_kernel_args: &str) -> 
     add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
     add(&["-chardev", "socket,id=monitor,fd={fd:q},server=on,wait=off", "-mon", "chardev=monitor,mode=control"]);
     match &spec.memory {
-        MemorySource::Boot | MemorySource::BootTemplate { .. } => {
+        MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => {
             add(&["-kernel", &spec.image.kernel.to_string_lossy(), "-initrd", &spec.image.initramfs.to_string_lossy()]);
             add(&["-append", &kernel_args(fit.accelerator, further_kernel_args)]);
         }
@@ -104,9 +106,9 @@ fn memory(source: &MemorySource, memory_mib: u32) -> Value {
     match source {
         MemorySource::Boot => json!({ "qom-type": "memory-backend-ram", "id": "memory", "size": size }),
         MemorySource::BootTemplate { template } => file(size, &template::memory_file(template), true),
-        MemorySource::Clone { template } | MemorySource::Restore { template, .. } => {
-            file(size, &template::memory_file(template), false)
-        }
+        MemorySource::BootOver { template }
+        | MemorySource::Clone { template }
+        | MemorySource::Restore { template, .. } => file(size, &template::memory_file(template), false),
     }
 }
 
@@ -178,6 +180,7 @@ mod tests {
         for memory in [
             MemorySource::Boot,
             MemorySource::BootTemplate { template: "/t".into() },
+            MemorySource::BootOver { template: "/t".into() },
             MemorySource::Clone { template: "/t".into() },
             MemorySource::Restore { template: "/t".into(), snapshot },
         ] {
@@ -206,6 +209,8 @@ mod tests {
         let boot = line(MemorySource::BootTemplate { template: "/t".into() });
         assert!(boot.contains(r#""mem-path":"/t/memory","#) && boot.contains(r#""share":true"#), "{boot}");
         assert!(boot.contains("-kernel /i/kernel -initrd /i/initramfs -append console=ttyS0"), "{boot}");
+        let over = line(MemorySource::BootOver { template: "/t".into() });
+        assert!(over.contains(r#""share":false"#) && over.contains("-kernel /i/kernel"), "{over}");
         let clone = line(MemorySource::Clone { template: "/t".into() });
         assert!(clone.contains(r#""share":false"#) && clone.ends_with("-incoming defer"), "{clone}");
         assert!(!clone.contains("-kernel") && !clone.contains("-initrd"), "{clone}");

@@ -11,21 +11,18 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::command::{TCG_CPU, TCG_FEATURES, arguments};
+use super::command::{TCG_CPU, TCG_FEATURES};
 use super::machine::QemuMachine;
-use super::qmp::{Qmp, open_for_qemu};
+use super::qmp::Qmp;
+use super::start::{QemuSpare, Started};
 use crate::host::host_features;
-use crate::keeper::{
-    KeeperConfig, KeeperProgram, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, check_runs, spawn, write_runs,
-};
-use crate::launch::{adoptable, check_files, clear_after, explained};
+use crate::keeper::{KeeperProgram, check_runs};
+use crate::launch::{adoptable, check_files};
 use crate::template::{self, TemplateManifest};
-use crate::{Hypervisor, MemorySource, Vm, VmError, VmFolder, VmSpec};
+use crate::{Hypervisor, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `qemu --version` and the like may take on a host that is busy.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
-/// How long loading a machine's device state may take: it is some 300 KiB.
-const LOAD_LIMIT: Duration = Duration::from_secs(15);
 /// How long moving private pages may take: 64 GiB at 1 GiB/s.
 pub(super) const PAGES_LIMIT: Duration = Duration::from_secs(64);
 /// The program, when none is configured.
@@ -101,8 +98,16 @@ impl QemuDriver {
     fn check(&self, spec: &VmSpec) -> Result<(), VmError> {
         match &spec.memory {
             MemorySource::Boot => Ok(()),
-            MemorySource::BootTemplate { template } => prepare_template(template),
-            MemorySource::Clone { template } => self.check_template(template, spec).map(drop),
+            MemorySource::BootTemplate { template } => template::prepare(template),
+            MemorySource::BootOver { template } => self.check_template(template, spec).map(drop),
+            MemorySource::Clone { template } => {
+                let manifest = self.check_template(template, spec)?;
+                if manifest.blank {
+                    let why = format!("the template in {} is blank: machines boot over it", template.display());
+                    return Err(VmError::Unsupported { verb: "clone", why });
+                }
+                Ok(())
+            }
             MemorySource::Restore { template, snapshot } => {
                 let manifest = self.check_template(template, spec)?;
                 check_runs(&snapshot.runs, manifest.memory_bytes).map_err(|source| VmError::File {
@@ -119,35 +124,6 @@ impl QemuDriver {
         manifest.check(template, &self.fit, spec.shape, &spec.image)?;
         Ok(manifest)
     }
-
-    /// Brings a started monitor to where its specification says, paused.
-    async fn prepare(&self, spec: &VmSpec, spawned: &SpawnedKeeper) -> Result<Qmp, VmError> {
-        let qmp = Qmp::connect(&spec.folder.monitor_socket(), &spec.label).await?;
-        let state = match &spec.memory {
-            MemorySource::Boot | MemorySource::BootTemplate { .. } => return Ok(qmp),
-            MemorySource::Clone { template } => {
-                set_capabilities(&qmp, true).await?;
-                template::state_file(template)
-            }
-            MemorySource::Restore { template, snapshot } => {
-                set_capabilities(&qmp, false).await?;
-                let runs = runs_file(&spec.folder);
-                let failed = |source| VmError::File { action: "write", path: runs.clone(), source };
-                write_runs(&runs, &snapshot.runs).map_err(failed)?;
-                let memory = template::memory_file(template);
-                let request = Request::LayPages { memory, pages: snapshot.pages.clone(), runs: runs.clone() };
-                let reply = spawned.keeper.ask(&request, "lay_pages", PAGES_LIMIT).await?;
-                if let Reply::Pages { bytes, took_us } = reply {
-                    tracing::debug!(label = spec.label, bytes, took_us, "private pages laid over the template's");
-                }
-                crate::durable::remove_file(&runs)?;
-                snapshot.device_state.clone()
-            }
-        };
-        qmp.give_descriptor("state", open_for_qemu(&state)?).await?;
-        qmp.migrate("migrate-incoming", json!({ "uri": "fd:state" }), LOAD_LIMIT).await?;
-        Ok(qmp)
-    }
 }
 
 #[async_trait]
@@ -163,36 +139,19 @@ impl Hypervisor for QemuDriver {
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
         check_files(&spec)?;
         self.check(&spec)?;
-        let folder = &spec.folder;
-        let listener = |name: &str, path| ListenerConfig { name: name.to_owned(), path };
-        let config = KeeperConfig {
-            schema: SCHEMA,
-            driver: HypervisorKind::Qemu,
-            spec: spec.clone(),
-            program: self.config.program.clone(),
-            arguments: arguments(&spec, &self.fit, &self.config.kernel_args),
-            listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
-            remove: vec![runs_file(folder)],
-            ahead: false,
-        };
-        let spawned = spawn(&self.config.keeper, &config).await?;
-        let prepared = self.prepare(&spec, &spawned).await;
-        let SpawnedKeeper { keeper, creator, here } = spawned;
-        let finished = match prepared {
-            Ok(qmp) => creator.confirm().await.map(|()| qmp),
-            Err(error) => {
-                let error = explained(error, folder, here.keeper).await;
-                drop(creator);
-                Err(error)
-            }
-        };
-        match finished {
-            Ok(qmp) => Ok(Box::new(QemuMachine::new(spec, self.fit.clone(), keeper, here, qmp))),
-            Err(error) => {
-                clear_after(folder, Some(here)).await;
-                Err(error)
-            }
+        let started = Started::start(&self.config, &self.fit, spec, false).await?;
+        Ok(Box::new(started.load().await?))
+    }
+
+    async fn spare(&self, spec: VmSpec) -> Result<Box<dyn Spare>, VmError> {
+        if !matches!(spec.memory, MemorySource::Clone { .. }) {
+            let why = "only clones are started ahead".to_owned();
+            return Err(VmError::Unsupported { verb: "spare", why });
         }
+        check_files(&spec)?;
+        self.check(&spec)?;
+        let started = Started::start(&self.config, &self.fit, spec, true).await?;
+        Ok(Box::new(QemuSpare::new(started)))
     }
 
     async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError> {
@@ -210,26 +169,6 @@ pub(super) async fn set_capabilities(qmp: &Qmp, ignore_shared: bool) -> Result<(
         { "capability": "x-ignore-shared", "state": ignore_shared },
     ]});
     qmp.execute("migrate-set-capabilities", capabilities).await.map(drop)
-}
-
-/// Where a restore's runs lie while the keeper reads them.
-fn runs_file(folder: &VmFolder) -> PathBuf {
-    folder.dir.join("runs")
-}
-
-/// A folder that becomes a template: an earlier, half-made one's memory would be the new guest's.
-fn prepare_template(folder: &Path) -> Result<(), VmError> {
-    std::fs::create_dir_all(folder).map_err(|source| VmError::File {
-        action: "make",
-        path: folder.to_owned(),
-        source,
-    })?;
-    if template::manifest_file(folder).exists() {
-        let why = format!("{} holds a sealed template; clones may be running from it", folder.display());
-        return Err(VmError::Unsupported { verb: "boot template", why });
-    }
-    crate::durable::remove_file(&template::memory_file(folder))?;
-    crate::durable::remove_file(&template::state_file(folder))
 }
 
 async fn ask(program: &Path, arguments: &[&str]) -> Result<String, VmError> {
@@ -267,16 +206,6 @@ mod tests {
         assert_eq!(machine_of(machines).as_deref(), Some("pc-q35-7.2"));
         assert_eq!(machine_of("q35-like"), None);
         assert_eq!(version_of("no"), None);
-    }
-
-    #[test]
-    fn a_sealed_template_is_not_booted_over() {
-        let folder = tempfile::tempdir().expect("a folder");
-        std::fs::write(template::memory_file(folder.path()), b"old memory").expect("written");
-        prepare_template(folder.path()).expect("half-made");
-        assert!(!template::memory_file(folder.path()).exists(), "another guest's memory stayed");
-        std::fs::write(template::manifest_file(folder.path()), b"{}").expect("written");
-        assert!(matches!(prepare_template(folder.path()), Err(VmError::Unsupported { .. })));
     }
 
     #[tokio::test]

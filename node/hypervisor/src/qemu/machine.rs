@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
 
+use super::command;
 use super::driver::{PAGES_LIMIT, set_capabilities};
 use super::qmp::{Qmp, create_for_qemu};
 use crate::disk::copy_sparse;
@@ -142,7 +143,9 @@ impl Vm for QemuMachine {
 
     async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError> {
         let template = match &self.kept.spec.memory {
-            MemorySource::Clone { template } | MemorySource::Restore { template, .. } => template,
+            MemorySource::Clone { template }
+            | MemorySource::Restore { template, .. }
+            | MemorySource::BootOver { template } => template,
             MemorySource::Boot | MemorySource::BootTemplate { .. } => {
                 let why = "only what differs from a template can be told apart; this machine has none".to_owned();
                 return Err(VmError::Unsupported { verb: "snapshot", why });
@@ -187,6 +190,12 @@ impl Vm for QemuMachine {
             let _ = older.shutdown(Shutdown::Both);
         }
         UnixStream::from_std(stream).map_err(failed)
+    }
+
+    async fn resize_disk(&self, bytes: u64) -> Result<(), VmError> {
+        let _turn = self.turn().await;
+        let arguments = json!({ "node-name": command::OWN_DISK, "size": bytes });
+        self.execute("block_resize", arguments).await.map(drop)
     }
 
     async fn counters(&self) -> Result<Counters, VmError> {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! driver     finds the program out (version, machine type) and makes or adopts machines
+//! start      from a specification to a machine, and spares on the way
 //! command    a machine's command line, as pure functions
 //! machine    one machine: the trait's verbs
 //! qmp        the monitor's protocol
@@ -9,11 +10,13 @@
 //!
 //! A template's memory is a file mapped shared; its device state is a migration stream without that memory
 //! (`x-ignore-shared`). A clone maps the file privately and loads the stream. A clone's snapshot is its private pages
-//! (the keeper reads them) and `xen-save-devices-state`; a restore is a clone with those pages laid over it.
+//! (the keeper reads them) and `xen-save-devices-state`; a restore is a clone with those pages laid over it. A machine
+//! that boots over a template maps it like a clone, and is snapshotted like one.
 
 mod command;
 mod driver;
 mod machine;
 mod qmp;
+mod start;
 
 pub use driver::{QemuConfig, QemuDriver};

@@ -5,6 +5,7 @@
 //! guest               the agent, spoken to over the channel
 //! lifecycle           what every driver does, run against each driver that is present
 //! killed              processes killed at any moment
+//! spare               monitors started ahead, and what a clone costs
 //! template            templates, clones, snapshots, restores
 //! probe               the probe
 //! freestanding        a guest of a few dozen bytes, for hosts whose KVM runs no stock kernel
@@ -19,5 +20,6 @@ mod guest;
 mod killed;
 mod lifecycle;
 mod probe;
+mod spare;
 mod support;
 mod template;

@@ -12,12 +12,12 @@ use node_hypervisor::{
 use crate::guest::Guest;
 use crate::support::{Place, files_in, image, keeper, ms, skip};
 
-async fn driver() -> QemuDriver {
+pub(crate) async fn driver() -> QemuDriver {
     QemuDriver::new(QemuConfig::new(keeper(), Accelerator::Tcg)).await.expect("QEMU is installed")
 }
 
 /// Boots the image, has python3 run once, and saves.
-async fn save_template(driver: &QemuDriver, place: &Place) {
+pub(crate) async fn save_template(driver: &QemuDriver, place: &Place) {
     let mut spec = place.booting();
     spec.memory = MemorySource::BootTemplate { template: place.template() };
     let start = Instant::now();
@@ -31,13 +31,13 @@ async fn save_template(driver: &QemuDriver, place: &Place) {
     println!("template: booted in {booted:.0} ms, saved in {:.0} ms", ms(start));
 }
 
-fn clone_spec(place: &Place) -> VmSpec {
+pub(crate) fn clone_spec(place: &Place) -> VmSpec {
     let spec = place.spec(MemorySource::Clone { template: place.template() });
     copy_sparse(&template_disk(&place.template()), &spec.disk).expect("copied");
     spec
 }
 
-async fn clone(driver: &QemuDriver, place: &Place) -> Box<dyn Vm> {
+pub(crate) async fn clone(driver: &QemuDriver, place: &Place) -> Box<dyn Vm> {
     let spec = clone_spec(place);
     let start = Instant::now();
     let vm = driver.create(spec).await.expect("cloned");
@@ -54,14 +54,14 @@ async fn clone(driver: &QemuDriver, place: &Place) -> Box<dyn Vm> {
     vm
 }
 
-fn restore_spec(place: &Place, taken: &SnapshotTaken) -> VmSpec {
+pub(crate) fn restore_spec(place: &Place, taken: &SnapshotTaken) -> VmSpec {
     let snapshot = taken.files.clone();
     let spec = place.spec(MemorySource::Restore { template: place.template(), snapshot });
     copy_sparse(&taken.files.disk, &spec.disk).expect("copied");
     spec
 }
 
-async fn snapshot(vm: &dyn Vm, into: &Path) -> SnapshotTaken {
+pub(crate) async fn snapshot(vm: &dyn Vm, into: &Path) -> SnapshotTaken {
     let start = Instant::now();
     let taken = vm.snapshot(into).await.expect("a snapshot");
     let bytes: u64 = taken.files.runs.iter().map(|&(_, length)| length).sum();

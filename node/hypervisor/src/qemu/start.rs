@@ -1,0 +1,184 @@
+//! From a specification to a machine, in the two steps that a spare takes apart.
+//!
+//! ```text
+//!   start: keeper and QEMU run, QMP is ready, the device state's file is handed over    (nobody waits for a spare's)
+//!     │
+//!   load:  the keeper lays private pages, QEMU loads the device state, the keeper keeps the machine
+//!     │
+//!   QemuMachine, paused            either step's failure leaves nothing behind
+//! ```
+//!
+//! Until the keeper has confirmed, the end of the creator's connection is the end of the machine: dropping [`Started`]
+//! ends it, killing this node does too.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fabric_types::{Fit, HypervisorKind};
+use serde_json::json;
+
+use super::command::arguments;
+use super::driver::{PAGES_LIMIT, QemuConfig, set_capabilities};
+use super::machine::QemuMachine;
+use super::qmp::{Qmp, open_for_qemu};
+use crate::durable::remove_file;
+use crate::keeper::{
+    Creator, Here, Keeper, KeeperConfig, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
+};
+use crate::launch::{clear_after, explained};
+use crate::{MemorySource, Spare, Vm, VmError, VmFolder, VmSpec, template};
+
+/// How long loading a machine's device state may take: it is some 300 KiB.
+const LOAD_LIMIT: Duration = Duration::from_secs(15);
+/// The name under which QEMU holds the device state's file.
+const STATE: &str = "state";
+
+/// A monitor that waits, and its keeper.
+pub(super) struct Started {
+    spec: VmSpec,
+    fit: Fit,
+    keeper: Keeper,
+    creator: Creator,
+    here: Here,
+    qmp: Qmp,
+}
+
+impl Started {
+    /// Starts both processes and readies the monitor. `ahead` says that the load may be far off.
+    pub(super) async fn start(config: &QemuConfig, fit: &Fit, spec: VmSpec, ahead: bool) -> Result<Self, VmError> {
+        let folder = &spec.folder;
+        // Opened before anything runs, so that a file that isn't there costs nothing.
+        let state = match &spec.memory {
+            MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => None,
+            MemorySource::Clone { template } => Some(open_for_qemu(&template::state_file(template))?),
+            MemorySource::Restore { snapshot, .. } => Some(open_for_qemu(&snapshot.device_state)?),
+        };
+        let listener = |name: &str, path| ListenerConfig { name: name.to_owned(), path };
+        let keeper_config = KeeperConfig {
+            schema: SCHEMA,
+            driver: HypervisorKind::Qemu,
+            spec: spec.clone(),
+            program: config.program.clone(),
+            arguments: arguments(&spec, fit, &config.kernel_args),
+            listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
+            remove: vec![runs_file(folder)],
+            ahead,
+        };
+        let SpawnedKeeper { keeper, creator, here } = spawn(&config.keeper, &keeper_config).await?;
+        match ready(&spec, state).await {
+            Ok(qmp) => Ok(Self { spec, fit: fit.clone(), keeper, creator, here, qmp }),
+            Err(error) => Err(failed(error, folder, creator, here).await),
+        }
+    }
+
+    /// Loads the machine and has the keeper keep it.
+    pub(super) async fn load(self) -> Result<QemuMachine, VmError> {
+        let Self { spec, fit, keeper, creator, here, qmp } = self;
+        if let Err(error) = fill(&spec, &keeper, &qmp).await {
+            return Err(failed(error, &spec.folder, creator, here).await);
+        }
+        match creator.confirm().await {
+            Ok(()) => Ok(QemuMachine::new(spec, fit, keeper, here, qmp)),
+            Err(error) => {
+                clear_after(&spec.folder, Some(here)).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn discard(self) {
+        drop(self.qmp);
+        drop(self.creator);
+        clear_after(&self.spec.folder, Some(self.here)).await;
+    }
+}
+
+/// Connects to a starting monitor and says all that doesn't depend on when its machine is wanted.
+async fn ready(spec: &VmSpec, state: Option<OwnedFd>) -> Result<Qmp, VmError> {
+    let qmp = Qmp::connect(&spec.folder.monitor_socket(), &spec.label).await?;
+    if let Some(state) = state {
+        let cloned = matches!(spec.memory, MemorySource::Clone { .. });
+        tokio::try_join!(set_capabilities(&qmp, cloned), qmp.give_descriptor(STATE, state))?;
+    }
+    Ok(qmp)
+}
+
+/// Brings a waiting monitor to where its specification says, paused.
+async fn fill(spec: &VmSpec, keeper: &Keeper, qmp: &Qmp) -> Result<(), VmError> {
+    match &spec.memory {
+        MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => return Ok(()),
+        MemorySource::Clone { .. } => {}
+        MemorySource::Restore { template, snapshot } => {
+            let runs = runs_file(&spec.folder);
+            let failed = |source| VmError::File { action: "write", path: runs.clone(), source };
+            write_runs(&runs, &snapshot.runs).map_err(failed)?;
+            let memory = template::memory_file(template);
+            let request = Request::LayPages { memory, pages: snapshot.pages.clone(), runs: runs.clone() };
+            let reply = keeper.ask(&request, "lay_pages", PAGES_LIMIT).await?;
+            if let Reply::Pages { bytes, took_us } = reply {
+                tracing::debug!(label = spec.label, bytes, took_us, "private pages laid over the template's");
+            }
+            remove_file(&runs)?;
+        }
+    }
+    qmp.migrate("migrate-incoming", json!({ "uri": format!("fd:{STATE}") }), LOAD_LIMIT).await
+}
+
+/// Ends what failed, and explains it by what the monitor said.
+async fn failed(error: VmError, folder: &VmFolder, creator: Creator, here: Here) -> VmError {
+    let error = explained(error, folder, here.keeper).await;
+    drop(creator);
+    clear_after(folder, Some(here)).await;
+    error
+}
+
+/// Where a restore's runs lie while the keeper reads them.
+fn runs_file(folder: &VmFolder) -> PathBuf {
+    folder.dir.join("runs")
+}
+
+/// A clone's monitor, started ahead of its use.
+pub(super) struct QemuSpare {
+    spec: VmSpec,
+    /// None only after it was taken.
+    started: Option<Started>,
+}
+
+impl QemuSpare {
+    pub(super) fn new(started: Started) -> Self {
+        Self { spec: started.spec.clone(), started: Some(started) }
+    }
+}
+
+#[async_trait]
+impl Spare for QemuSpare {
+    fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    async fn load(mut self: Box<Self>) -> Result<Box<dyn Vm>, VmError> {
+        let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
+        let started = self.started.take().ok_or_else(gone)?;
+        Ok(Box::new(started.load().await?))
+    }
+
+    async fn discard(mut self: Box<Self>) {
+        if let Some(started) = self.started.take() {
+            started.discard().await;
+        }
+    }
+}
+
+impl Drop for QemuSpare {
+    /// The creator's connection closes, and the keeper ends all; small files are removed when the runtime still runs,
+    /// else by the next start in the folder.
+    fn drop(&mut self) {
+        if let Some(started) = self.started.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(started.discard());
+        }
+    }
+}
