@@ -1,4 +1,4 @@
-//! The bytes of a manifest, schema 1. All numbers after the header are LEB128.
+//! The bytes of a manifest, schemas 1 and 2: the second knows one kind more. All numbers after the header are LEB128.
 //!
 //! ```text
 //! "ATOLLMAN" | schema (u32, little endian) | header length (u32, little endian) | header (JSON)
@@ -35,7 +35,7 @@ pub(crate) fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         u32::try_from(header.len()).map_err(|_| too_many("bytes of header", header.len(), HEADER_BYTES_MAX))?;
     let mut out = Vec::with_capacity(header.len() + manifest.chunks().len() * 40 + 1024);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&MANIFEST_SCHEMA.to_le_bytes());
+    out.extend_from_slice(&manifest.header().kind.schema().to_le_bytes());
     out.extend_from_slice(&header_bytes.to_le_bytes());
     out.extend_from_slice(&header);
     put(&mut out, manifest.chunks().len() as u64);
@@ -90,7 +90,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         return Err(ManifestError::Magic);
     }
     let schema = reader.fixed_u32()?;
-    if schema != MANIFEST_SCHEMA {
+    if schema == 0 || schema > MANIFEST_SCHEMA {
         return Err(ManifestError::Schema { found: schema, known: MANIFEST_SCHEMA });
     }
     let header_bytes = reader.fixed_u32()? as usize;
@@ -99,6 +99,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         return Err(ManifestError::TooMany { what: "bytes of header", found, limit });
     }
     let header: Header = serde_json::from_slice(reader.take(header_bytes)?).map_err(ManifestError::Header)?;
+    // One manifest has one name: the same parts are never written in two ways.
+    if header.kind.schema() != schema {
+        return Err(ManifestError::Contradiction("its schema is not the one that its kind is written in"));
+    }
     let count = reader.count("chunks", CHUNKS_MAX, CHUNK_BYTES_MIN)?;
     let mut chunks = Vec::with_capacity(count);
     for _ in 0..count {

@@ -13,7 +13,7 @@ use fabric_types::Digest;
 use crate::chunk::{PAGE, PAGE_BYTES, Sealer};
 use crate::error::{FileContext, StoreError};
 use crate::folder::{Folder, Staged};
-use crate::input::{Ingested, SandboxInput, TemplateInput};
+use crate::input::{DiskInput, Ingested, SandboxInput, TemplateInput};
 use crate::manifest::{
     Base, CHUNKS_MAX, ChunkRef, EXTENTS_MAX, FILE_BYTES_MAX, FileMap, FileName, Header, Kind, Manifest, ManifestError,
 };
@@ -87,6 +87,15 @@ impl Job {
         let files = input.files.into_iter().map(whole).collect();
         let (fit, shape, meta) = (input.fit, input.shape, input.meta);
         Self { header: Header { kind: Kind::Template, parent: None, fit, shape, generation: None, meta }, files }
+    }
+
+    /// Whole, so that an archive stands on no template: those of an older image go.
+    pub(crate) fn disk(input: DiskInput) -> Self {
+        let DiskInput { fit, shape, generation, meta, disk: path } = input;
+        let name = FileName::DISK;
+        let files = vec![FileJob { name, path, ranges: None, base: Base::Zeros, under: UnderPath::Zeros }];
+        let header = Header { kind: Kind::Disk, parent: None, fit, shape, generation: Some(generation), meta };
+        Self { header, files }
     }
 }
 

@@ -59,6 +59,21 @@ pub struct TemplateInput {
     pub files: BTreeMap<FileName, PathBuf>,
 }
 
+/// A stopped sandbox's disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiskInput {
+    /// The driver that the sandbox ran under; a disk is booted under any.
+    pub fit: Fit,
+    /// vCPU, memory and disk.
+    pub shape: Shape,
+    /// The generation that the sandbox ran under.
+    pub generation: Generation,
+    /// Whatever the runtime needs with it; opaque here.
+    pub meta: serde_json::Value,
+    /// The disk, which nobody writes to meanwhile.
+    pub disk: PathBuf,
+}
+
 /// A manifest and its chunks, durable in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ingested {

@@ -37,7 +37,9 @@ mod wire;
 pub use ask::{Fault, HolderFault};
 pub use chunk::{CHUNK_PAGES_MAX, CHUNK_STORED_BYTES_MAX, PAGE_BYTES};
 pub use error::StoreError;
-pub use input::{Collected, Ingested, MaterializedSandbox, Missing, SandboxInput, TemplateFiles, TemplateInput};
+pub use input::{
+    Collected, DiskInput, Ingested, MaterializedSandbox, Missing, SandboxInput, TemplateFiles, TemplateInput,
+};
 pub use manifest::{
     Base, CHUNKS_MAX, ChunkRef, Content, EXTENTS_MAX, Extent, FILE_BYTES_MAX, FILES_MAX, FileMap, FileName,
     HEADER_BYTES_MAX, Header, Kind, MANIFEST_BYTES_MAX, MANIFEST_SCHEMA, Manifest, ManifestError,

@@ -12,8 +12,9 @@ use thiserror::Error;
 use crate::chunk::{CHUNK_PAGES_MAX, CHUNK_STORED_BYTES_MAX, PAGE_BYTES};
 use crate::{chunk, codec};
 
-/// The schema of the manifests that this version writes, and the newest that it reads.
-pub const MANIFEST_SCHEMA: u32 = 1;
+/// The newest schema that this version reads. A manifest is written in the oldest that can say what it stands for: its
+/// name is its hash, and a template has the same one on nodes of different versions.
+pub const MANIFEST_SCHEMA: u32 = 2;
 /// Longest manifest, in bytes: what the two limits below take, encoded, with room for the header.
 pub const MANIFEST_BYTES_MAX: usize = 48 * 1024 * 1024;
 /// Longest header, in bytes of JSON: environment and labels of a sandbox are limited to a quarter of it at the edge.
@@ -37,6 +38,18 @@ pub enum Kind {
     Sandbox,
     /// What sandboxes of one image and shape start from.
     Template,
+    /// A stopped sandbox's disk, without memory: an archive. Since schema 2.
+    Disk,
+}
+
+impl Kind {
+    /// The oldest schema that knows it.
+    pub(crate) fn schema(self) -> u32 {
+        match self {
+            Self::Sandbox | Self::Template => 1,
+            Self::Disk => 2,
+        }
+    }
 }
 
 /// The part of a manifest that says what it is of.

@@ -74,6 +74,22 @@ pub(crate) fn folder(held: &Held<'_>, into: &Path) -> Result<(), StoreError> {
     sync_folder(parent)
 }
 
+/// Puts one file together: all of it or nothing, durable.
+pub(crate) fn file(held: &Held<'_>, name: &FileName, into: &Path) -> Result<(), StoreError> {
+    let (Some(parent), Some(own)) = (into.parent(), into.file_name()) else {
+        return Err(StoreError::Input { path: into.to_owned(), why: "it is no place for a new file".to_owned() });
+    };
+    let mut partial = own.to_owned();
+    partial.push(".partial");
+    let partial = parent.join(partial);
+    let mut unfinished = Unfinished(vec![partial.clone()]);
+    held.whole(name, None, &partial, 0)?;
+    File::open(&partial).and_then(|file| file.sync_all()).at("sync", &partial)?;
+    fs::rename(&partial, into).at("name", into)?;
+    unfinished.0.clear();
+    sync_folder(parent)
+}
+
 impl Held<'_> {
     fn map(&self, name: &FileName, expected: &'static str) -> Result<&FileMap, StoreError> {
         self.manifest.files().get(name).ok_or_else(|| StoreError::Shape {

@@ -11,8 +11,8 @@ use tokio::sync::Semaphore;
 use crate::chunk::{CHUNK_STORED_BYTES_MAX, digest_of};
 use crate::error::StoreError;
 use crate::folder::{Folder, Staged, digests_in};
-use crate::input::{Collected, Ingested, MaterializedSandbox, Missing, SandboxInput, TemplateInput};
-use crate::manifest::Manifest;
+use crate::input::{Collected, DiskInput, Ingested, MaterializedSandbox, Missing, SandboxInput, TemplateInput};
+use crate::manifest::{FileName, Manifest};
 use crate::materialize::Held;
 use crate::pins::{PinSet, Pins};
 use crate::{collect, ingest, materialize};
@@ -73,6 +73,14 @@ impl SnapshotStore {
             .await
     }
 
+    /// Stores a stopped sandbox's disk, its zero pages left out. Returns when all is durable; the file can go then.
+    ///
+    /// If the future is dropped the work goes on to its end and is collected later.
+    pub async fn ingest_disk(&self, input: DiskInput) -> Result<Ingested, StoreError> {
+        let job = ingest::Job::disk(input);
+        self.limited(&self.inner.ingests, "store a disk", |inner| ingest::run(&inner.folder, &inner.pins, job)).await
+    }
+
     /// Puts a sandbox's snapshot together under `into` (made if it isn't there): `device_state`, `pages`, `disk`.
     /// `template_disk` is the disk in a folder of exactly the template that the snapshot names; without it the
     /// template's manifest in this store gives the disk. On an error nothing is left under `into`.
@@ -100,6 +108,16 @@ impl SnapshotStore {
             let (held, _pins) = inner.hold(manifest)?;
             materialize::folder(&held, &into)?;
             Ok(held.manifest)
+        })
+        .await
+    }
+
+    /// Puts one file of a manifest together as the new file `into`: it appears at once, complete and durable, or not at
+    /// all. An unfinished one lies beside it as `<into>.partial` and is replaced by the next attempt.
+    pub async fn materialize_file(&self, manifest: Digest, name: FileName, into: PathBuf) -> Result<(), StoreError> {
+        self.limited(&self.inner.materializations, "put a file together", move |inner| {
+            let (held, _pins) = inner.hold(manifest)?;
+            materialize::file(&held, &name, &into)
         })
         .await
     }

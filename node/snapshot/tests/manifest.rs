@@ -1,4 +1,4 @@
-//! The manifest's bytes: a contract. Schema 1 is in `golden/`; what reads it today has to read it for ever.
+//! The manifest's bytes: a contract. Each schema is in `golden/`; what reads it today has to read it for ever.
 
 mod support;
 
@@ -8,6 +8,7 @@ use fabric_types::{Digest, Generation, Shape};
 use node_snapshot::{Base, ChunkRef, Content, Extent, FileMap, FileName, Header, Kind, Manifest, ManifestError};
 use proptest::prelude::*;
 
+const GOLDEN_2: &[u8] = include_bytes!("golden/manifest-2.bin");
 const GOLDEN_1: &[u8] = include_bytes!("golden/manifest-1.bin");
 
 fn header(parent: Option<Digest>) -> Header {
@@ -67,6 +68,27 @@ fn schema_1_is_written_and_read_as_it_always_was() {
     assert_eq!(digest.as_bytes(), blake3_of(GOLDEN_1).as_bytes());
 }
 
+#[test]
+fn schema_2_is_written_for_a_disk_alone_and_read_as_it_always_was() {
+    let (_, chunks, _) = parts();
+    let disk = FileMap { length: 3 << 30, base: Base::Zeros, extents: vec![extent(0, 4, filled(2, 0))] };
+    let header = Header { kind: Kind::Disk, ..header(None) };
+    let archive = Manifest::new(header, chunks, [(FileName::DISK, disk)].into()).expect("holds together");
+    let (_, bytes) = archive.encode().expect("encodes");
+    if std::env::var_os("ATOLL_WRITE_GOLDEN").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/manifest-2.bin");
+        std::fs::write(path, &bytes).expect("writes");
+    }
+    assert!(bytes == GOLDEN_2, "the bytes of schema 2 have changed: that takes a schema 3");
+    assert_eq!(Manifest::parse(GOLDEN_2).expect("parses"), archive);
+    // The same parts have one name, so one way to be written.
+    for (golden, other) in [(GOLDEN_1, 2), (GOLDEN_2, 1)] {
+        let mut bytes = golden.to_vec();
+        bytes[8] = other;
+        assert!(matches!(Manifest::parse(&bytes), Err(ManifestError::Contradiction(_))), "schema {other}");
+    }
+}
+
 /// The name of bytes by way of the store, which is how everybody else sees it.
 fn blake3_of(bytes: &[u8]) -> Digest {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -89,9 +111,9 @@ fn bytes_cut_anywhere_are_no_manifest() {
 #[test]
 fn a_newer_schema_is_refused_with_a_sentence() {
     let mut newer = GOLDEN_1.to_vec();
-    newer[8] = 2;
+    newer[8] = 3;
     let error = Manifest::parse(&newer).expect_err("newer");
-    assert_eq!(error.to_string(), "the manifest has schema version 2; this version reads up to 1");
+    assert_eq!(error.to_string(), "the manifest has schema version 3; this version reads up to 2");
     assert!(matches!(Manifest::parse(b"not a manifest"), Err(ManifestError::Magic)));
 }
 

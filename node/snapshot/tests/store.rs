@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use fabric_types::{Digest, UnixMillis};
-use node_snapshot::{SandboxInput, SnapshotStore, StoreError};
+use fabric_types::{Digest, Generation, Shape, UnixMillis};
+use node_snapshot::{DiskInput, FileName, Kind, SandboxInput, SnapshotStore, StoreError};
 use proptest::prelude::*;
-use support::{Guest, PAGE, chunk_files, lay_over, noise, open, private_pages};
+use support::{Guest, PAGE, chunk_files, lay_over, noise, open, private_pages, sparse_file};
 
 fn now() -> UnixMillis {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
@@ -50,6 +50,37 @@ async fn a_sandbox_comes_back_as_it_was_by_each_way_to_its_template() {
             fs::remove_dir_all(into).expect("removes");
         }
     }
+}
+
+#[tokio::test]
+async fn a_disk_comes_back_whole_without_its_template_and_half_of_it_never() {
+    let guest = Guest::new(300, 900);
+    let store = open(&guest.path("store")).await;
+    let disk = guest.path("own-disk");
+    sparse_file(&disk, guest.disk_length, &changed_disk(&guest));
+    let input = DiskInput {
+        fit: support::fit(),
+        shape: Shape::DEFAULT,
+        generation: Generation(3),
+        meta: serde_json::json!({ "schema": 1 }),
+        disk: disk.clone(),
+    };
+    let stored = store.ingest_disk(input.clone()).await.expect("stores the disk");
+    assert_eq!(store.ingest_disk(input).await.expect("again").manifest, stored.manifest);
+    let manifest = store.manifest(stored.manifest).await.expect("is there");
+    assert_eq!((manifest.header().kind, manifest.header().parent), (Kind::Disk, None));
+    let (into, partial) = (guest.path("back/disk"), guest.path("back/disk.partial"));
+    fs::create_dir(guest.path("back")).expect("a folder");
+    fs::write(&partial, b"an earlier attempt's").expect("writes");
+    store.materialize_file(stored.manifest, FileName::DISK, into.clone()).await.expect("comes back");
+    assert!(fs::read(&into).expect("reads") == fs::read(&disk).expect("reads"));
+    assert!(!partial.exists());
+    fs::remove_file(&into).expect("removes");
+
+    let chunk = chunk_files(&guest.path("store")).pop().expect("it has a chunk");
+    fs::write(&chunk, b"something else").expect("damages it");
+    store.materialize_file(stored.manifest, FileName::DISK, into.clone()).await.expect_err("damaged");
+    assert!(!into.exists() && !partial.exists(), "nothing of it is left");
 }
 
 #[tokio::test]
