@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
+use crate::budget::Budgets;
 use crate::folder::Folders;
 use crate::network::Network;
 use crate::pool::Pool;
@@ -23,6 +24,7 @@ pub(crate) struct Context {
     pub(crate) store: Arc<SnapshotStore>,
     pub(crate) network: Network,
     pub(crate) room: Room,
+    pub(crate) budgets: Budgets,
     pub(crate) templates: Templates,
     pub(crate) board: Board,
     pub(crate) pool: Pool,

@@ -10,6 +10,7 @@
 //!             clone.json     a warm clone's record, until then
 //!             disk           the machine's own disk
 //!             vm/            the driver's files
+//!             swap/          memory of a sandbox that was paused for long; means nothing unless the record says so
 //! <run>/m<8 characters>/           a machine's sockets; records refer to it, nothing is ever renamed
 //! ```
 //! A home without a readable record is half-made: whatever runs in it is ended, and it is removed. Everything in this
@@ -19,7 +20,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use fabric_types::{FailReason, Generation, SandboxId, SandboxSpec, UnixMillis};
+use fabric_types::{Digest, FailReason, Generation, SandboxId, SandboxSpec, Shape, UnixMillis};
 use node_hypervisor::VmFolder;
 use node_network::Port;
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ use crate::durable::{self, At};
 use crate::{RuntimeConfig, RuntimeError};
 
 /// Newest schema of both records that this version reads, and the one that it writes.
-pub(crate) const SCHEMA: u32 = 1;
+pub(crate) const SCHEMA: u32 = 2;
 /// Characters of a clone's id and of a machine's run folder: 36^8, short because socket paths end at 107 bytes.
 const SHORT_CHARS: usize = 8;
 
@@ -53,6 +54,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) template: String,
     /// Its machine id: it keeps it through stop and start.
     pub(crate) machine_id: String,
+    /// Its disk has grown since its file system last did: that grows at the next start.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) disk_grew: bool,
     /// When it was asked for here.
     pub(crate) begun_at: UnixMillis,
     /// When it last changed or was used, as of this record.
@@ -69,8 +73,15 @@ pub(crate) enum Life {
     Running,
     /// Paused.
     Paused,
+    /// Paused, its memory in files of its home: what machine there is has no meaning. Since schema 2.
+    Swapped,
     /// Stopped, or being started or stopped: what machine there is has no meaning.
     Stopped,
+    /// Stopped, its disk in the snapshot store: what disk there is has no meaning. Since schema 2.
+    Archived {
+        /// The disk's manifest.
+        manifest: Digest,
+    },
     /// Being removed.
     Deleting,
     /// Failed.
@@ -78,6 +89,22 @@ pub(crate) enum Life {
         /// Why.
         reason: FailReason,
     },
+}
+
+impl Life {
+    /// Where the disk lies of one that is archived.
+    pub(crate) fn archive(&self) -> Option<Digest> {
+        match self {
+            Self::Archived { manifest } => Some(*manifest),
+            Self::Making
+            | Self::Running
+            | Self::Paused
+            | Self::Swapped
+            | Self::Stopped
+            | Self::Deleting
+            | Self::Failed { .. } => None,
+        }
+    }
 }
 
 /// A warm clone's record.
@@ -93,8 +120,15 @@ pub(crate) struct CloneRecord {
     pub(crate) port: Option<Port>,
     /// Its template's folder name.
     pub(crate) template: String,
+    /// Its shape; records of the first version were all of the default one.
+    #[serde(default = "default_shape")]
+    pub(crate) shape: Shape,
     /// Whether it was exercised and paused.
     pub(crate) ready: bool,
+}
+
+fn default_shape() -> Shape {
+    Shape::DEFAULT
 }
 
 /// A folder with a machine's disk and files.
@@ -117,6 +151,11 @@ impl Home {
     /// Where a snapshot is put together again before it is resumed.
     pub(crate) fn restore(&self) -> PathBuf {
         self.dir.join("restore")
+    }
+
+    /// Where the memory of a sandbox lies that was paused for long.
+    pub(crate) fn swap(&self) -> PathBuf {
+        self.dir.join("swap")
     }
 
     /// Where the driver keeps its files, with a run folder for the sockets.
@@ -320,6 +359,7 @@ mod tests {
             port: None,
             template: "t".to_owned(),
             machine_id: "0".repeat(32),
+            disk_grew: false,
             begun_at: UnixMillis(1),
             last_activity: UnixMillis(2),
         }
@@ -335,7 +375,14 @@ mod tests {
         let claimed = folders.clone_home([1; 8]);
         claimed.make().expect("made");
         let machine = claimed.machine(folders.run([1; 8]));
-        let clone = CloneRecord { schema: SCHEMA, machine, port: None, template: "t".to_owned(), ready: true };
+        let clone = CloneRecord {
+            schema: SCHEMA,
+            machine,
+            port: None,
+            template: "t".to_owned(),
+            shape: Shape::DEFAULT,
+            ready: true,
+        };
         claimed.write_clone(&clone).expect("written");
         claimed.write_sandbox(&record(2, Life::Running)).expect("written");
         let warm = folders.clone_home([2; 8]);
@@ -392,7 +439,7 @@ mod tests {
         let text = serde_json::to_string(&record(1, Life::Failed { reason: FailReason::Storage("x".to_owned()) }))
             .expect("written");
         let expected = concat!(
-            r#"{"schema":1,"spec":{"id":"frabbbbbbbbbbbbbbbb","name":"frabbbbbbbbbbbbbbbb","organization":"org","#,
+            r#"{"schema":2,"spec":{"id":"frabbbbbbbbbbbbbbbb","name":"frabbbbbbbbbbbbbbbb","organization":"org","#,
             r#""source":{"from":"template","template":"default"},"shape":{"cpu":1,"memoryMib":1024,"diskGib":3},"#,
             r#""labels":{},"env":{},"user":"root","public":false,"network":{"blockAll":false},"#,
             r#""intervals":{"autoStop":null,"autoDelete":null},"createdAt":0},"generation":3,"#,
@@ -400,5 +447,21 @@ mod tests {
             r#""machineId":"00000000000000000000000000000000","begunAt":1,"lastActivity":2}"#,
         );
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_record_of_schema_1_is_read_and_each_life_reads_back() {
+        let manifest = Digest::from_bytes([7; 32]);
+        let failed = Life::Failed { reason: FailReason::Storage("x".to_owned()) };
+        let text = serde_json::to_string(&record(1, failed.clone())).expect("written");
+        let old: SandboxRecord = serde_json::from_str(&text.replacen("\"schema\":2", "\"schema\":1", 1)).expect("read");
+        assert_eq!(old, SandboxRecord { schema: 1, ..record(1, failed) });
+        for (life, bytes) in [
+            (Life::Swapped, r#"{"is":"swapped"}"#.to_owned()),
+            (Life::Archived { manifest }, format!(r#"{{"is":"archived","manifest":"{manifest}"}}"#)),
+        ] {
+            assert_eq!(serde_json::to_string(&life).expect("written"), bytes);
+            assert_eq!(serde_json::from_str::<Life>(&bytes).expect("read"), life);
+        }
     }
 }

@@ -21,9 +21,12 @@
 
 mod activity;
 mod board;
+mod budget;
 mod clock;
 mod context;
 mod contract;
+#[cfg(test)]
+mod cut;
 #[cfg(test)]
 mod double;
 mod durable;
@@ -32,8 +35,11 @@ mod guest;
 mod identity;
 mod leftovers;
 mod machine;
+#[cfg(any(test, feature = "model"))]
+pub mod model;
 mod network;
 mod pool;
+mod priority;
 mod queue;
 mod reconcile;
 mod rehearsal;
@@ -47,6 +53,7 @@ mod template;
 mod testing;
 mod traffic;
 
+pub use budget::{CreateBudget, CreateFrom};
 pub use contract::*;
 pub use guest::{GuestBody, GuestClient, GuestError};
 pub use leftovers::end_machines;

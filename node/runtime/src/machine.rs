@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fabric_types::Shape;
 use node_hypervisor::{
-    Hypervisor, ImagePaths, MachineLimits, MemorySource, Vm, VmFolder, VmSpec, copy_sparse, end_machine,
+    Hypervisor, ImagePaths, MachineLimits, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec, copy_sparse, end_machine,
 };
 use node_network::Port;
 
@@ -66,6 +66,27 @@ pub(crate) async fn make_clone(
     blocking(move || copy_sparse(&from, &to)).await?;
     plan.memory = MemorySource::Clone { template: template.dir.clone() };
     make(driver, plan).await
+}
+
+/// Everything that a clone of `template` needs but its guest: folders, disk, and its monitor where the driver can start
+/// one ahead.
+pub(crate) async fn start_ahead(
+    driver: &dyn Hypervisor,
+    template: &Template,
+    plan: Plan,
+) -> Result<Option<Box<dyn Spare>>, RuntimeError> {
+    let (from, to, folder) = (template.disk(), plan.disk.clone(), plan.folder.clone());
+    blocking(move || -> Result<(), RuntimeError> {
+        copy_sparse(&from, &to)?;
+        make_folder(&folder.dir)?;
+        make_folder(&folder.run)
+    })
+    .await?;
+    match driver.spare(plan.spec()).await {
+        Ok(spare) => Ok(Some(spare)),
+        Err(VmError::Unsupported { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Ends a machine by whatever means are left. Idempotent; up to 9 s where it doesn't answer.

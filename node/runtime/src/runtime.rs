@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::board::{Board, Entry};
+use crate::budget::Budgets;
 use crate::context::{Context, HEAVY_MAX};
 use crate::durable::blocking;
 use crate::folder::{Folders, Found};
@@ -24,8 +25,8 @@ use crate::room::Room;
 use crate::sandbox::{self, Handle, Request};
 use crate::template::Templates;
 use crate::{
-    AutoAction, GuestClient, Intent, Observed, PoolStatus, RunRequest, RuntimeConfig, RuntimeError, SnapshotOutcome,
-    Verb, clock, machine,
+    AutoAction, CreateBudget, GuestClient, Intent, Observed, PoolStatus, RunRequest, RuntimeConfig, RuntimeError,
+    SnapshotOutcome, Verb, clock, machine,
 };
 
 mod living;
@@ -104,6 +105,7 @@ impl Runtime {
             store: snapshots,
             network,
             room: Room::new(),
+            budgets: Budgets::default(),
             board: Board::new(),
             pool,
             heavy: Semaphore::new(HEAVY_MAX),
@@ -218,6 +220,11 @@ impl Runtime {
         self.inner.context.pool.status()
     }
 
+    /// Where the time of the last creates went, the newest last.
+    pub fn creates(&self) -> Vec<CreateBudget> {
+        self.inner.context.budgets.last()
+    }
+
     /// What intervals ask for now: the whole list, which changes when something becomes due or no longer is.
     pub fn due(&self) -> watch::Receiver<Arc<Vec<AutoAction>>> {
         self.inner.context.board.due()
@@ -277,6 +284,11 @@ enum Entered {
 fn run(context: &Arc<Context>, request: RunRequest) -> Result<Entered, RuntimeError> {
     context.open()?;
     let (id, generation) = (request.spec.id.clone(), request.generation);
+    if context.board.find(&id).is_none() {
+        // Before anything of it is begun: what can't be enforced, and what there is no room for.
+        context.admit()?;
+        context.network.check(&request.spec.network)?;
+    }
     match context.board.enter(&id, generation, || sandbox::spawn(context, request))? {
         Entry::New(handle) => Ok(Entered::At(handle)),
         Entry::Known(handle) if handle.generation < generation => Ok(Entered::Older(handle)),

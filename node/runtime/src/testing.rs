@@ -49,3 +49,15 @@ pub(crate) fn config(root: &Path) -> RuntimeConfig {
         swap_after: None,
     }
 }
+
+/// Says that a test can't run here, and leaves the reason where the whole run's summary is made.
+pub(crate) fn skip(what: &str, why: &str) {
+    use std::io::Write;
+    let line = format!("SKIPPED: {what}: {why}");
+    writeln!(std::io::stdout(), "{line}").expect("standard output takes a line");
+    if let Some(path) = std::env::var_os("ATOLL_SKIPS") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let noted = file.and_then(|mut file| writeln!(file, "{line}"));
+        noted.expect("ATOLL_SKIPS names a file that can be written");
+    }
+}

@@ -1,4 +1,5 @@
-//! How a sandbox comes from a template: a warm clone is made this sandbox, or one is made on the request's own time.
+//! How a sandbox comes from a template: a warm clone is made this sandbox, or a spare is given a guest, or a clone is made
+//! on the request's own time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +11,17 @@ use tokio::time::Instant;
 
 use super::driver::{Driver, Live};
 use super::verbs::micros;
+use crate::budget::{CreateBudget, CreateFrom};
 use crate::durable::{self, blocking};
-use crate::folder::{Home, Life};
+use crate::folder::{Home, Life, SandboxRecord};
 use crate::guest::Link;
 use crate::machine::{self, Plan};
-use crate::pool::Warm;
+use crate::pool::{Ready, Started, Warm};
 use crate::template::Template;
 use crate::{RuntimeError, identity};
 
-/// Warm clones that one create tries before it makes a clone of its own: one may have died unseen.
-const WARM_TRIES: usize = 2;
+/// Warm clones and spares that one create tries before it makes a clone of its own: one may have died unseen.
+const READY_TRIES: usize = 2;
 /// Longest wait for an identity to be in force: it takes milliseconds, and a loaded host under TCG its time.
 const IDENTITY_MAX: Duration = Duration::from_secs(15);
 
@@ -29,61 +31,138 @@ impl Driver {
             return Err(RuntimeError::NoTemplate(name.clone()));
         }
         self.record.machine_id = identity::new_machine_id()?;
-        for _ in 0..WARM_TRIES {
-            let Some(warm) = self.context.pool.take(self.record.spec.shape).await else { break };
-            match self.claim(warm).await {
-                Ok(()) => return Ok(()),
+        let begun = Instant::now();
+        for _ in 0..READY_TRIES {
+            let Some(ready) = self.context.pool.take(self.record.spec.shape).await else { break };
+            let take_us = micros(begun);
+            let tried = match ready {
+                Ready::Warm(warm) => self.claim(*warm).await,
+                Ready::Started(spare) => self.complete(*spare).await,
+            };
+            match tried {
+                Ok(budget) => {
+                    self.created(CreateBudget { take_us, ..budget }, begun);
+                    return Ok(());
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "a warm clone couldn't be handed over; trying another");
+                    tracing::warn!(%error, "what stood ready couldn't be handed over; trying another");
                     self.undo().await;
                 }
             }
         }
-        self.clone_now().await
+        let budget = self.clone_now().await?;
+        self.created(budget, begun);
+        Ok(())
+    }
+
+    fn created(&self, budget: CreateBudget, begun: Instant) {
+        self.context.budgets.note(CreateBudget { total_us: micros(begun), ..budget });
     }
 
     /// Makes a warm clone this sandbox: its record, its processors and its identity go on their way at once.
-    async fn claim(&mut self, warm: Warm) -> Result<(), RuntimeError> {
-        let begun = Instant::now();
-        let Warm { home, folder, template, vm, link, port } = warm;
+    async fn claim(&mut self, warm: Warm) -> Result<CreateBudget, RuntimeError> {
+        let mut budget = self.budget(CreateFrom::Warm);
+        let Warm { home, folder, template, vm, link, port, made_at: _ } = warm;
         self.home = Some(home);
         self.record.machine = Some(folder);
         self.record.port = port;
         self.record.template = template.name;
         self.live = Some(Live { vm: vm.clone(), link: Some(link.clone()) });
-        let resume = timed(vm.resume());
-        let identify = timed(self.identify(&link));
-        let (home, mut record) = (self.home.clone(), self.record.clone());
-        record.life = Life::Running;
-        let written = record.clone();
-        let write = timed(blocking(move || home.map_or(Ok(()), |home| home.write_sandbox(&written))));
-        let ((resumed, resume_us), (identified, identity_us), (wrote, record_us)) =
-            tokio::join!(resume, identify, write);
+        let (resumed, introduced) = tokio::join!(timed(vm.resume()), self.introduce(&link, &mut budget));
+        let (record, (resumed, resume_us)) = (introduced?, resumed);
         resumed?;
-        let in_guest_us = identified?.took_us;
-        wrote?;
         self.record = record;
-        let took_us = micros(begun);
-        tracing::debug!(took_us, resume_us, identity_us, in_guest_us, record_us, "warm clone handed over");
-        Ok(())
+        Ok(CreateBudget { resume_us, ..budget })
     }
 
-    /// Makes a clone on the request's own time: there was none of its shape.
-    async fn clone_now(&mut self) -> Result<(), RuntimeError> {
+    /// Gives a spare its guest and makes it this sandbox. Until its record is there it is a clone that isn't ready, which
+    /// a start of the node removes.
+    async fn complete(&mut self, spare: Started) -> Result<CreateBudget, RuntimeError> {
         let begun = Instant::now();
+        let mut budget = self.budget(CreateFrom::Spare);
+        let Started { home, folder, template, port, monitor } = spare;
+        self.home = Some(home.clone());
+        self.record.machine = Some(folder.clone());
+        self.record.port = port;
+        self.record.template = template.name;
+        let vm: Arc<dyn Vm> = match monitor {
+            Some(monitor) => Arc::from(monitor.load().await?),
+            None => {
+                let memory = MemorySource::Clone { template: template.dir };
+                machine::make(self.context.driver.as_ref(), self.plan(&home, folder, memory)).await?
+            }
+        };
+        budget.machine_us = micros(begun);
+        self.awaken(vm, &mut budget).await?;
+        Ok(budget)
+    }
+
+    /// Makes a clone on the request's own time: nothing of its shape stood ready.
+    async fn clone_now(&mut self) -> Result<CreateBudget, RuntimeError> {
+        let begun = Instant::now();
+        let mut budget = self.budget(CreateFrom::Clone);
         let (context, shape) = (self.context.clone(), self.record.spec.shape);
         let _turn = context.turn().await;
         context.open()?;
+        let _berth = context.room.enter(&context.config)?;
+        budget.take_us = micros(begun);
         let run = context.folders.run(identity::chance()?);
         let template = context.templates.ensure(shape, run, &context.draining).await?;
         let (home, folder) = self.settle(&template).await?;
-        let template_us = micros(begun);
         let plan = self.plan(&home, folder, MemorySource::Boot);
         let vm = machine::make_clone(context.driver.as_ref(), &template, plan).await?;
-        let made_us = micros(begun);
-        self.come_alive(vm).await?;
-        tracing::debug!(took_us = micros(begun), template_us, made_us, "clone made and handed over");
+        budget.machine_us = micros(begun) - budget.take_us;
+        self.awaken(vm, &mut budget).await?;
+        context.pool.learn(template);
+        Ok(budget)
+    }
+
+    /// Lets a new clone run and makes it this sandbox.
+    async fn awaken(&mut self, vm: Arc<dyn Vm>, budget: &mut CreateBudget) -> Result<(), RuntimeError> {
+        self.live = Some(Live { vm: vm.clone(), link: None });
+        let (resumed, resume_us) = timed(vm.resume()).await;
+        resumed?;
+        let (link, link_us) = timed(self.open(vm.as_ref())).await;
+        let link = link?;
+        self.live = Some(Live { vm, link: Some(link.clone()) });
+        (budget.resume_us, budget.link_us) = (resume_us, link_us);
+        self.record = self.introduce(&link, budget).await?;
         Ok(())
+    }
+
+    /// Identity, network policy and record, side by side; gives back the record as it is on disk then. On an error the
+    /// caller undoes all of it.
+    async fn introduce(&self, link: &Link, budget: &mut CreateBudget) -> Result<SandboxRecord, RuntimeError> {
+        let (home, record) = (self.home.clone(), SandboxRecord { life: Life::Running, ..self.record.clone() });
+        let written = record.clone();
+        let write = timed(blocking(move || home.map_or(Ok(()), |home| home.write_sandbox(&written))));
+        let identify = timed(self.identify(link));
+        let apply = timed(self.apply_policy());
+        let ((identified, identity_us), (applied, policy_us), (wrote, record_us)) =
+            tokio::join!(identify, apply, write);
+        budget.in_guest_us = identified?.took_us;
+        applied?;
+        wrote?;
+        (budget.identity_us, budget.policy_us, budget.record_us) = (identity_us, policy_us, record_us);
+        Ok(record)
+    }
+
+    /// Puts the sandbox's network policy in force at its port; until then nothing passes there.
+    pub(super) async fn apply_policy(&self) -> Result<(), RuntimeError> {
+        let policy = &self.record.spec.network;
+        Ok(self.context.network.apply(self.record.port.as_ref(), policy).await?)
+    }
+
+    /// Takes a network port for the machine that comes next, unless there is one. It goes back when the machine ends.
+    pub(super) async fn plug(&mut self) -> Result<(), RuntimeError> {
+        if self.record.port.is_none() {
+            self.record.port = self.context.network.plug().await?;
+        }
+        Ok(())
+    }
+
+    fn budget(&self, from: CreateFrom) -> CreateBudget {
+        CreateBudget::new(self.record.spec.id.clone(), from)
     }
 
     /// Makes the sandbox a home of its own, with a record that says where its machine will live.
@@ -93,6 +172,7 @@ impl Driver {
         self.home = Some(home.clone());
         self.record.machine = Some(folder.clone());
         self.record.template = template.name.clone();
+        self.plug().await?;
         let made = home.clone();
         blocking(move || durable::remove_folder(made.dir()).and_then(|()| made.make())).await?;
         self.write(Life::Making).await?;
@@ -118,7 +198,9 @@ impl Driver {
         vm.resume().await?;
         let link = self.open(vm.as_ref()).await?;
         self.live = Some(Live { vm, link: Some(link.clone()) });
-        self.identify(&link).await?;
+        let (identified, applied) = tokio::join!(self.identify(&link), self.apply_policy());
+        identified?;
+        applied?;
         self.write(Life::Running).await
     }
 
@@ -131,8 +213,8 @@ impl Driver {
         let machine = self.record.machine.take();
         if let Some(folder) = &machine {
             machine::end(live.as_ref().map(|live| live.vm.as_ref()), folder).await;
-            self.context.network.unplug(self.record.port.take()).await;
         }
+        self.context.network.unplug(self.record.port.take()).await;
         if let Some(home) = self.home.take()
             && let Err(error) = blocking(move || home.remove(machine.as_ref())).await
         {
@@ -162,7 +244,7 @@ impl Driver {
     }
 }
 
-async fn timed<T>(work: impl Future<Output = T>) -> (T, u64) {
+pub(super) async fn timed<T>(work: impl Future<Output = T>) -> (T, u64) {
     let begun = Instant::now();
     let done = work.await;
     (done, micros(begun))
