@@ -7,6 +7,7 @@
 //! command    the atoll command line against it
 //! process    its processes, found by a mark, ended by pid
 //! footprint  what it uses outside its folder while it runs, and what of that is left after
+//! lab        a network of the test's own, with decoys
 //! step       named steps of a long test, and skips that are told
 //! ```
 //!
@@ -15,6 +16,7 @@
 mod binary;
 mod command;
 mod footprint;
+pub mod lab;
 mod mesh;
 mod ports;
 mod process;
