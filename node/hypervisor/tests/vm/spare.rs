@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use node_hypervisor::{Hypervisor, MemorySource, VmError, VmState};
 
 use crate::guest::Guest;
-use crate::support::{Place, files_in, image, keeper, ms, processes_naming, runs, skip, until};
+use crate::support::{Place, files_in, image, ms, processes_naming, runs, skip, until};
 use crate::template::{clone_spec, driver, save_template};
 
 /// Rounds of each figure.

@@ -148,8 +148,8 @@ E
 setsid python3 /root/count.py > /dev/null 2>&1 & echo $! > /root/pid; while [ ! -e /root/up ]; do sleep 0.05; done; cat /root/pid";
 
 /// Dirties 100 MiB of memory with bytes that nobody could guess.
-const DIRTY: &str = "mkdir -p /dev/shm; head -c 1M /dev/urandom > /tmp/b; for n in $(seq 100); do echo $n; cat /tmp/b; done > /dev/shm/dirty";
-const SUM: &str = "cksum < /dev/shm/dirty";
+pub(crate) const DIRTY: &str = "mkdir -p /dev/shm; head -c 1M /dev/urandom > /tmp/b; for n in $(seq 100); do echo $n; cat /tmp/b; done > /dev/shm/dirty";
+pub(crate) const SUM: &str = "cksum < /dev/shm/dirty";
 
 async fn count(guest: &mut Guest) -> u64 {
     let told = "rm -f /root/n; kill -USR1 $(cat /root/pid); while [ ! -s /root/n ]; do sleep 0.02; done; cat /root/n";
