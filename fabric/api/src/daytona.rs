@@ -49,7 +49,7 @@ pub struct CreateSandbox {
     pub auto_stop_interval: Option<i64>,
     /// Pause after so many idle minutes; 0 is never.
     pub auto_pause_interval: Option<i64>,
-    /// Archive after so many stopped minutes.
+    /// Archive after so many stopped minutes; 0 is never.
     pub auto_archive_interval: Option<i64>,
     /// Delete after so many stopped minutes; 0 is at once, negative never.
     pub auto_delete_interval: Option<i64>,
@@ -75,7 +75,7 @@ pub struct Sandbox {
     pub organization_id: String,
     /// Its name.
     pub name: String,
-    /// The template's name or the snapshot's digest that it started from.
+    /// The template's name, the snapshot's digest or the parent's id that it started from.
     pub snapshot: String,
     /// The user of its commands.
     pub user: String,
@@ -87,6 +87,12 @@ pub struct Sandbox {
     pub public: bool,
     /// Whether the client asked for no network at all.
     pub network_block_all: bool,
+    /// Networks that it may reach, where only some may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_allow_list: Option<String>,
+    /// Domains that it may reach, where only some may be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain_allow_list: Option<String>,
     /// Whether it may run virtual machines itself.
     pub kvm: bool,
     /// Its region.
@@ -110,8 +116,15 @@ pub struct Sandbox {
     pub recoverable: bool,
     /// Idle minutes until it is stopped; 0 is never.
     pub auto_stop_interval: u32,
+    /// Idle minutes until it is paused; 0 is never.
+    pub auto_pause_interval: u32,
+    /// Stopped minutes until it is archived; 0 is never.
+    pub auto_archive_interval: u32,
     /// Stopped minutes until it is deleted; -1 is never.
     pub auto_delete_interval: i64,
+    /// When it is deleted whatever it does, where it has a time to live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_destroy_at: Option<String>,
     /// Its volumes.
     pub volumes: Vec<serde_json::Value>,
     /// When it was asked for.
@@ -172,6 +185,26 @@ pub struct NetworkSettings {
     pub network_allow_list: Option<String>,
     /// Domains that it may reach.
     pub domain_allow_list: Option<String>,
+}
+
+/// Ask for a child of a running sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ForkSandbox {
+    /// Its name; its id if not given.
+    pub name: Option<String>,
+}
+
+/// Another shape; what isn't given stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ResizeSandbox {
+    /// vCPU.
+    pub cpu: Option<i64>,
+    /// Memory, GiB.
+    pub memory: Option<i64>,
+    /// Disk, GiB; it only grows.
+    pub disk: Option<i64>,
 }
 
 /// Ask for a snapshot of a sandbox. Memory is always part of it.
@@ -251,7 +284,7 @@ pub struct Configuration {
     pub default_snapshot: String,
     /// This gateway.
     pub dashboard_url: String,
-    /// Nothing is archived.
+    /// 0: there is no longest interval.
     pub max_auto_archive_interval: u32,
     /// The wire spells it so.
     pub maintanance_mode: bool,
@@ -338,7 +371,7 @@ pub struct ExecuteResponse {
 pub struct CodeRun {
     /// The text.
     pub code: String,
-    /// `python` or `javascript`.
+    /// `python`, `javascript` or `typescript`.
     pub language: String,
     /// Arguments.
     #[serde(default)]
@@ -361,6 +394,86 @@ pub struct CodeRunResponse {
     pub result: String,
     /// What it drew.
     pub artifacts: Artifacts,
+}
+
+/// Ask for an interpreter context.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct CreateContext {
+    /// Where it starts.
+    pub cwd: Option<String>,
+    /// `python`.
+    pub language: Option<String>,
+}
+
+/// A stateful interpreter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterpreterContext {
+    /// Its id.
+    pub id: String,
+    /// Where it started.
+    pub cwd: String,
+    /// Its language.
+    pub language: String,
+    /// True: a context that has ended is not listed.
+    pub active: bool,
+    /// When it was made.
+    pub created_at: String,
+}
+
+/// Contexts that clients made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ContextList {
+    /// The contexts.
+    pub contexts: Vec<InterpreterContext>,
+}
+
+/// The first frame on `/process/interpreter/execute`: what is to run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interpret {
+    /// The text.
+    pub code: String,
+    /// In which context; the default one if not given.
+    #[serde(default)]
+    pub context_id: Option<String>,
+    /// Environment.
+    #[serde(default)]
+    pub envs: Option<BTreeMap<String, String>>,
+    /// Seconds until it is interrupted; 0 is no limit, absent is ten minutes.
+    #[serde(default)]
+    pub timeout: Option<i64>,
+}
+
+/// A frame back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "type")]
+pub enum InterpretFrame {
+    /// Standard output.
+    Stdout {
+        /// The text.
+        text: String,
+    },
+    /// Standard error.
+    Stderr {
+        /// The text.
+        text: String,
+    },
+    /// An uncaught exception.
+    Error {
+        /// Its class.
+        name: String,
+        /// Its message.
+        value: String,
+        /// As python prints it.
+        traceback: String,
+    },
+    /// The end.
+    Control {
+        /// `completed`, `interrupted` or `timeout`.
+        text: &'static str,
+    },
 }
 
 /// What a program drew.
@@ -502,7 +615,7 @@ mod tests {
     use super::*;
 
     /// What the stock clients refuse a sandbox without, in the types that they accept.
-    const SANDBOX: &str = r#"{"id":"fraaaaaaaaaaaaaaaaa","organizationId":"o","name":"n","snapshot":"default","user":"root","env":{"A":"b"},"labels":{},"public":false,"networkBlockAll":true,"kvm":false,"target":"fra","cpu":1,"gpu":0,"memory":1,"disk":3,"state":"started","desiredState":"started","recoverable":false,"autoStopInterval":0,"autoDeleteInterval":-1,"volumes":[],"createdAt":"2026-11-24T00:00:00Z","updatedAt":"2026-11-24T00:00:00Z","lastActivityAt":"2026-11-24T00:00:00Z","sandboxClass":"linux-vm","runnerId":"fra-1","toolboxProxyUrl":"http://127.0.0.1:7080/toolbox"}"#;
+    const SANDBOX: &str = r#"{"id":"fraaaaaaaaaaaaaaaaa","organizationId":"o","name":"n","snapshot":"default","user":"root","env":{"A":"b"},"labels":{},"public":false,"networkBlockAll":true,"networkAllowList":"203.0.113.0/24","kvm":false,"target":"fra","cpu":1,"gpu":0,"memory":1,"disk":3,"state":"started","desiredState":"started","recoverable":false,"autoStopInterval":0,"autoPauseInterval":5,"autoArchiveInterval":0,"autoDeleteInterval":-1,"autoDestroyAt":"2026-11-24T00:00:00Z","volumes":[],"createdAt":"2026-11-24T00:00:00Z","updatedAt":"2026-11-24T00:00:00Z","lastActivityAt":"2026-11-24T00:00:00Z","sandboxClass":"linux-vm","runnerId":"fra-1","toolboxProxyUrl":"http://127.0.0.1:7080/toolbox"}"#;
 
     #[test]
     fn a_sandbox_is_written_as_the_clients_read_it() {
@@ -517,6 +630,8 @@ mod tests {
             labels: BTreeMap::new(),
             public: false,
             network_block_all: true,
+            network_allow_list: Some("203.0.113.0/24".into()),
+            domain_allow_list: None,
             kvm: false,
             target: "fra".into(),
             cpu: 1,
@@ -528,7 +643,10 @@ mod tests {
             error_reason: None,
             recoverable: false,
             auto_stop_interval: 0,
+            auto_pause_interval: 5,
+            auto_archive_interval: 0,
             auto_delete_interval: -1,
+            auto_destroy_at: Some(at()),
             volumes: Vec::new(),
             created_at: at(),
             updated_at: at(),

@@ -6,9 +6,18 @@
 //! | `GET /v1/sandboxes?region=&label=K=V&state=` | -> [`SandboxList`], mesh-wide |
 //! | `GET`, `DELETE /v1/sandboxes/{id or name}` | -> [`Sandbox`] |
 //! | `POST /v1/sandboxes/{id}/start`, `/stop?force=`, `/pause`, `/resume` | -> [`Sandbox`] |
+//! | `POST /v1/sandboxes/{id}/archive` | of a stopped one -> [`Sandbox`] |
+//! | `POST /v1/sandboxes/{id}/fork` | [`Fork`] -> [`Forked`] |
+//! | `POST /v1/sandboxes/{id}/resize` | [`Resize`] -> [`Sandbox`] |
 //! | `PUT /v1/sandboxes/{id}/labels` | `{"k":"v"}` -> [`Sandbox`] |
+//! | `PUT /v1/sandboxes/{id}/network` | [`Network`] -> [`Sandbox`]; in force when it answers |
+//! | `PUT /v1/sandboxes/{id}/intervals` | [`Intervals`] -> [`Sandbox`]; what isn't given stays |
+//! | `PUT /v1/sandboxes/{id}/public` | `true` or `false` -> [`Sandbox`] |
 //! | `POST /v1/sandboxes/{id}/exec` | [`Exec`] -> [`ExecResult`]; with `Accept: application/x-ndjson` lines of `guest` events (stdout, stderr base64; exit) |
 //! | `POST /v1/sandboxes/{id}/code-run` | [`CodeRun`] -> [`ExecResult`] |
+//! | `GET`, `POST /v1/sandboxes/{id}/contexts` | [`NewContext`] -> [`Context`]; -> [`ContextList`] |
+//! | `DELETE /v1/sandboxes/{id}/contexts/{context}`, `POST .../interrupt` | -> 204 |
+//! | `POST /v1/sandboxes/{id}/interpret` | [`Interpret`] -> [`Interpreted`]; with `Accept: application/x-ndjson` lines of `guest` interpreter events (stdout, stderr, result, error; end) |
 //! | `GET`, `PUT /v1/sandboxes/{id}/files?path=` | bytes, streamed |
 //! | `GET /v1/sandboxes/{id}/logs?tail=` | text |
 //! | `POST /v1/sandboxes/{id}/snapshots` | [`CreateSnapshot`] -> [`Snapshot`] |
@@ -57,8 +66,102 @@ pub struct CreateSandbox {
     /// Delete after so many stopped minutes; 0 is at once, -1 never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub auto_delete_minutes: Option<i64>,
-    /// No network at all (guests have none yet, so this is always honoured).
+    /// Pause after so many idle minutes; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_pause_minutes: Option<i64>,
+    /// Archive after so many stopped minutes; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_archive_minutes: Option<i64>,
+    /// Delete so many minutes after the creation; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_minutes: Option<i64>,
+    /// Whether its ports may be reached without a key.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub public: bool,
+    /// No network at all: the same as `network.blockAll`.
     pub network_block_all: bool,
+    /// What its guest may reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
+}
+
+/// What a guest may reach. Whatever it says, a guest never reaches its host, the mesh, other sandboxes, or private,
+/// link-local and metadata addresses. With anything allowed only that is reached; a denial wins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Network {
+    /// Nothing at all.
+    pub block_all: bool,
+    /// Ranges that may be reached, as `203.0.113.0/24` or one address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// Ranges that may not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+    /// Domains that may be reached, as `example.com` or `*.example.com`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_domains: Vec<String>,
+    /// Domains that may not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub deny_domains: Vec<String>,
+}
+
+/// What is done to a sandbox by itself. In an answer what isn't there is never; in a request it stays as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Intervals {
+    /// Stop after so many idle minutes; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_stop_minutes: Option<i64>,
+    /// Pause after so many idle minutes; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_pause_minutes: Option<i64>,
+    /// Archive after so many stopped minutes; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_archive_minutes: Option<i64>,
+    /// Delete after so many stopped minutes; 0 is at once, -1 never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_delete_minutes: Option<i64>,
+    /// Delete so many minutes after the creation; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_minutes: Option<i64>,
+}
+
+/// Ask for children of a running sandbox, all from one moment of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Fork {
+    /// How many; as many as names if not given, and 1 without any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<i64>,
+    /// Their names, at most as many as children; the others are named by their ids.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+}
+
+/// The children, all of them running.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Forked {
+    /// Milliseconds that the parent stood still.
+    pub stop_ms: Millis,
+    /// The children.
+    pub items: Vec<Sandbox>,
+}
+
+/// Another shape; what isn't given stays. The disk only grows, live; the rest changes while the sandbox is stopped.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Resize {
+    /// vCPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<i64>,
+    /// Memory, MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<i64>,
+    /// Disk, GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_gib: Option<i64>,
 }
 
 /// A sandbox.
@@ -73,7 +176,8 @@ pub struct Sandbox {
     pub region: String,
     /// On which node.
     pub node: String,
-    /// As on the client wires: started, stopped, paused, starting, stopping, snapshotting, destroying, destroyed, error.
+    /// As on the client wires: started, stopped, paused, starting, stopping, snapshotting, archiving, archived,
+    /// destroying, destroyed, error.
     pub state: String,
     /// The placement's generation.
     pub generation: u64,
@@ -94,8 +198,20 @@ pub struct Sandbox {
     /// Why it is in `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_reason: Option<String>,
-    /// What its guest may reach: `none` for now.
+    /// How its guest reaches networks: `tap`, `passt`, `none`, or `unknown` while its node isn't heard of.
     pub network: String,
+    /// What its guest may reach.
+    #[serde(default)]
+    pub network_policy: Network,
+    /// What is done to it by itself.
+    #[serde(default)]
+    pub intervals: Intervals,
+    /// Whether its ports may be reached without a key.
+    #[serde(default)]
+    pub public: bool,
+    /// Whose fork it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// The isolation in force on its node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
@@ -143,7 +259,7 @@ pub struct Exec {
 pub struct CodeRun {
     /// The text.
     pub code: String,
-    /// `python` or `javascript`.
+    /// `python`, `javascript` or `typescript`.
     pub language: String,
     /// Arguments.
     pub argv: Vec<String>,
@@ -168,6 +284,91 @@ pub struct ExecResult {
     pub timed_out: bool,
     /// Whether output was dropped.
     pub truncated: bool,
+}
+
+/// Ask for an interpreter context.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct NewContext {
+    /// Where it starts; the home folder if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// `python`, which is the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
+}
+
+/// A stateful interpreter: what one execution defines, the next one sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Context {
+    /// Its id; `default` is made by the first execution that names none.
+    pub id: String,
+    /// Its language.
+    pub language: String,
+    /// Where it started.
+    pub cwd: String,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// Whether something runs in it.
+    pub busy: bool,
+}
+
+/// Contexts, by age.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextList {
+    /// The contexts.
+    pub items: Vec<Context>,
+}
+
+/// A text for a context.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Interpret {
+    /// The text.
+    pub code: String,
+    /// In which context; the default one if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
+    /// Environment, for this execution.
+    pub env: BTreeMap<String, String>,
+    /// Seconds until it is interrupted; none for no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<u32>,
+}
+
+/// How an execution in a context ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interpreted {
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// The value of the last expression, as `repr` shows it, where it isn't None.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
+    /// An uncaught exception.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<InterpretError>,
+    /// `completed`, `interrupted`, `timed_out`, or `died`: then its state is lost and the context gone.
+    pub outcome: String,
+    /// How many executions the context has seen, this one included.
+    pub execution_count: u64,
+    /// Whether output was dropped.
+    pub truncated: bool,
+}
+
+/// An uncaught exception.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterpretError {
+    /// Its class.
+    pub name: String,
+    /// Its message.
+    pub value: String,
+    /// As python prints it.
+    pub traceback: String,
 }
 
 /// Ask for a snapshot.

@@ -72,6 +72,17 @@ pub enum GuestNetwork {
     Passt,
 }
 
+impl GuestNetwork {
+    /// The name in configuration, API and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tap => "tap",
+            Self::Passt => "passt",
+        }
+    }
+}
+
 /// What shuts a monitor off from its host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

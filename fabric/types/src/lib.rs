@@ -19,7 +19,7 @@ pub use fit::{Accelerator, Fit, GuestNetwork, HypervisorKind, Isolation, Seal, S
 pub use generation::Generation;
 pub use id::{IdError, KeyId, NodeId, RegionCode, SandboxId, SnapshotId};
 pub use name::{Digest, Labels, Name, NameError};
-pub use network::{DomainPattern, NETWORK_RULES_MAX, NetworkError, NetworkPolicy};
+pub use network::{DomainPattern, NETWORK_RULES_MAX, NetworkError, NetworkPolicy, network_range};
 pub use phase::{FailReason, IllegalTransition, Phase, PhaseEvent, transition};
 pub use shape::{DiskGib, MemoryMib, Shape, ShapeError, Vcpus};
 pub use spec::{Desired, Intervals, OrganizationId, SandboxSpec, Source};

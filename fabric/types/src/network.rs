@@ -11,6 +11,8 @@ use thiserror::Error;
 pub const NETWORK_RULES_MAX: usize = 256;
 /// Longest domain name, bytes (RFC 1035, section 2.3.4).
 const DOMAIN_BYTES_MAX: usize = 253;
+/// Characters of a refused range that its error repeats: the longest there is has 43.
+const RANGE_SHOWN_MAX: usize = 64;
 /// Longest label of a domain name, bytes (RFC 1035, section 2.3.4).
 const LABEL_BYTES_MAX: usize = 63;
 
@@ -52,6 +54,14 @@ impl NetworkPolicy {
             None => Ok(()),
         }
     }
+}
+
+/// A range in CIDR form, or one address; bits beyond the prefix are cleared.
+pub fn network_range(text: &str) -> Result<IpNet, NetworkError> {
+    let text = text.trim();
+    let one = text.parse::<std::net::IpAddr>().map(IpNet::from);
+    one.or_else(|_| text.parse::<IpNet>().map(|range| range.trunc()))
+        .map_err(|_| NetworkError::Range { text: text.chars().take(RANGE_SHOWN_MAX).collect() })
 }
 
 /// A domain name, lower case, or `*.` and one for all names below it.
@@ -126,6 +136,12 @@ pub enum NetworkError {
         /// What was given.
         text: String,
     },
+    /// No range of addresses.
+    #[error("'{text}' is no network, as in 203.0.113.0/24 or 2001:db8::/32")]
+    Range {
+        /// What was given.
+        text: String,
+    },
     /// A list that is too long.
     #[error("{length} network rules are more than the {NETWORK_RULES_MAX} that one list may have")]
     TooMany {
@@ -159,6 +175,22 @@ mod tests {
         }
         let error = "a b".parse::<DomainPattern>().expect_err("no name");
         assert_eq!(error.to_string(), "'a b' is no domain name, as in example.com or *.example.com");
+    }
+
+    #[test]
+    fn a_range_is_a_network_or_one_address_without_stray_bits() {
+        for (text, range) in [
+            ("203.0.113.9/24", "203.0.113.0/24"),
+            (" 203.0.113.9 ", "203.0.113.9/32"),
+            ("2001:db8::1", "2001:db8::1/128"),
+            ("2001:db8::1/32", "2001:db8::/32"),
+        ] {
+            assert_eq!(network_range(text).expect(text).to_string(), range);
+        }
+        for text in ["", "a", "10.0.0.300", "10.0.0.0/33", "10.0.0.0/-1", "::/129", "10.0.0.0/8/8", &"1".repeat(9999)] {
+            let error = network_range(text).expect_err(text).to_string();
+            assert!(error.len() < 150, "{error}");
+        }
     }
 
     #[test]

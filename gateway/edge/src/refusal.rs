@@ -23,6 +23,11 @@ impl Refusal {
         Self(ApiError::new(ErrorCode::NotImplemented, message))
     }
 
+    /// Something that answers oddly or not at all now.
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
+        Self(ApiError::new(ErrorCode::Unavailable, message))
+    }
+
     /// No such thing.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self(ApiError::new(ErrorCode::NotFound, message))

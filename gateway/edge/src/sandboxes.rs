@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use fabric_api::node::{NewSandbox, NodeRequest, SandboxView};
+use fabric_api::node::{FORK_CHILDREN_MAX, ForkView, NewSandbox, NodeReply, NodeRequest, SandboxView};
 use fabric_api::{ApiError, ErrorCode};
-use fabric_types::{Desired, FailReason, Intervals, Labels, Phase, RegionCode};
+use fabric_types::{
+    Desired, FailReason, Intervals, Labels, Name, NetworkPolicy, Phase, RegionCode, SandboxId, Shape, Source,
+};
 use tracing::info;
 
 use crate::edge::Edge;
 use crate::intake::clip;
-use crate::mesh::not_found;
+use crate::mesh::{Listed, not_found, odd_reply};
 use crate::refusal::{Answer, Refusal};
 use crate::request::Caller;
 
@@ -19,6 +21,12 @@ pub(crate) const LOOK_UP: Duration = Duration::from_secs(5);
 pub(crate) const CREATE: Duration = Duration::from_secs(60);
 /// A start, stop, pause or deletion, with the guest asked first.
 pub(crate) const CHANGE: Duration = Duration::from_secs(60);
+/// A fork, whose children all start on one node.
+pub(crate) const FORK: Duration = Duration::from_secs(60);
+/// An archive, whose disk is packed into chunks.
+pub(crate) const ARCHIVE: Duration = Duration::from_secs(300);
+/// Parents of parents that are looked up.
+const ANCESTORS_MAX: usize = 64;
 /// A snapshot, or a create from one, whose chunks cross regions.
 pub(crate) const SNAPSHOT: Duration = Duration::from_secs(300);
 
@@ -81,7 +89,7 @@ pub(crate) async fn set_desired(
     desired: Desired,
     force: bool,
 ) -> Answer<SandboxView> {
-    let scope = caller.scope(CHANGE);
+    let scope = caller.scope(if desired == Desired::Archived { ARCHIVE } else { CHANGE });
     let view = edge.mesh().ask_home(key, &scope, |key| NodeRequest::SetDesired { key, desired, force }).await?;
     lifecycle(desired_state(&view), caller, &view);
     Ok(view)
@@ -123,6 +131,93 @@ where
     change(&mut intervals);
     let scope = caller.scope(LOOK_UP);
     Ok(edge.mesh().ask_home(key, &scope, |key| NodeRequest::SetIntervals { key, intervals }).await?)
+}
+
+/// Replaces what a sandbox's guest may reach; it is in force when this answers.
+pub(crate) async fn set_network(
+    edge: &Edge,
+    caller: &Caller,
+    key: &str,
+    network: NetworkPolicy,
+) -> Answer<SandboxView> {
+    let scope = caller.scope(CHANGE);
+    let view = edge.mesh().ask_home(key, &scope, |key| NodeRequest::SetNetwork { key, network }).await?;
+    lifecycle("network set", caller, &view);
+    Ok(view)
+}
+
+/// Sets whether a sandbox's ports may be reached without a key.
+pub(crate) async fn set_public(edge: &Edge, caller: &Caller, key: &str, public: bool) -> Answer<SandboxView> {
+    let scope = caller.scope(LOOK_UP);
+    Ok(edge.mesh().ask_home(key, &scope, |key| NodeRequest::SetPublic { key, public }).await?)
+}
+
+/// Gives a sandbox another shape; `change` gets the one that it has.
+pub(crate) async fn resize<F>(edge: &Edge, caller: &Caller, key: &str, change: F) -> Answer<SandboxView>
+where
+    F: FnOnce(Shape) -> Answer<Shape>,
+{
+    let shape = change(get(edge, caller, key).await?.spec.shape)?;
+    let scope = caller.scope(CHANGE);
+    let view = edge.mesh().ask_home(key, &scope, |key| NodeRequest::Resize { key, shape }).await?;
+    lifecycle("resized", caller, &view);
+    Ok(view)
+}
+
+/// Forks a running sandbox into as many children as names are given.
+pub(crate) async fn fork(edge: &Edge, caller: &Caller, key: &str, names: Vec<Option<Name>>) -> Answer<ForkView> {
+    if names.is_empty() || names.len() > FORK_CHILDREN_MAX {
+        let given = names.len();
+        return Err(Refusal::bad(format!("{given} children are not possible: a fork makes 1 to {FORK_CHILDREN_MAX}")));
+    }
+    for name in names.iter().flatten() {
+        edge.mesh().may_name(name)?;
+    }
+    let scope = caller.scope(FORK);
+    let (region, key) = edge.mesh().home(key, &scope).await?;
+    match edge.mesh().ask(&region, NodeRequest::Fork { key, names }, &scope).await? {
+        NodeReply::Fork(view) => {
+            view.children.iter().for_each(|child| lifecycle("forked", caller, child));
+            Ok(*view)
+        }
+        reply => Err(odd_reply(&reply).into()),
+    }
+}
+
+/// The sandbox that one was forked from.
+pub(crate) fn parent(view: &SandboxView) -> Option<&SandboxId> {
+    match &view.spec.source {
+        Source::Fork { parent, .. } => Some(parent),
+        Source::Template { .. } | Source::Snapshot { .. } => None,
+    }
+}
+
+/// The living forks of a sandbox: they live in its region.
+pub(crate) async fn forks(edge: &Edge, caller: &Caller, key: &str) -> Answer<Vec<SandboxView>> {
+    let of = get(edge, caller, key).await?.spec.id;
+    let Listed { items, unreachable } = edge.mesh().list(&[of.home()], &caller.scope(LOOK_UP)).await;
+    if let Some(region) = unreachable.first() {
+        let message = format!("region {region} can't be reached now, so the forks of {of} are unknown; try again");
+        return Err(ApiError::new(ErrorCode::Unavailable, message).into());
+    }
+    Ok(items.into_iter().map(|(view, _)| view).filter(|view| parent(view) == Some(&of)).collect())
+}
+
+/// Parent, parent's parent and so on, as far as they live.
+pub(crate) async fn ancestors(edge: &Edge, caller: &Caller, key: &str) -> Answer<Vec<SandboxView>> {
+    let mut found: Vec<SandboxView> = Vec::new();
+    let mut next = parent(&get(edge, caller, key).await?).cloned();
+    while let Some(id) = next.filter(|_| found.len() < ANCESTORS_MAX) {
+        match edge.mesh().find(id.as_str(), &caller.scope(LOOK_UP)).await {
+            Ok(view) => {
+                next = parent(&view).cloned();
+                found.push(view);
+            }
+            Err(error) if error.code == ErrorCode::NotFound => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
 }
 
 /// A sandbox that may be shown: one that is gone is not found.

@@ -273,7 +273,7 @@ async fn paths_of_the_wire_that_are_not_built_say_so() {
     let fra = world.at("fra-1");
     let id = fra.create("{}").await;
     for (method, path) in [
-        ("POST", format!("/api/sandbox/{id}/fork")),
+        ("POST", format!("/api/sandbox/{id}/recover")),
         ("GET", format!("/api/sandbox/{id}/ports/3000/preview-url")),
         ("POST", format!("/api/sandbox/{id}/ssh-access")),
         ("GET", "/api/volumes".into()),

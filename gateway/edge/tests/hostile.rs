@@ -42,6 +42,15 @@ async fn errors_say_what_was_wrong() {
         ("POST", "/api/sandbox", r#"{"memory":100000}"#, 400, "memory 100000 is not possible"),
         ("POST", "/api/sandbox", r#"{"labels":{"a":"1","a":"2"}}"#, 400, "there twice"),
         ("POST", "/api/sandbox", r#"{"env":{"A":"\u0000"}}"#, 400, "NUL"),
+        ("POST", "/api/sandbox", r#"{"networkAllowList":"10.0.0.300"}"#, 400, "'10.0.0.300' is no network"),
+        ("POST", "/api/sandbox", r#"{"domainAllowList":"http://a.com"}"#, 400, "is no domain name"),
+        ("POST", "/api/sandbox", r#"{"ttlMinutes":-5}"#, 400, "time to live of -5 minutes"),
+        ("POST", "/v1/sandboxes", r#"{"network":{"allows":[]}}"#, 400, "unknown field"),
+        ("POST", "/v1/sandboxes/nope/fork", r#"{"count":17}"#, 400, "1 to 16"),
+        ("POST", "/v1/sandboxes/nope/fork", r#"{"count":0}"#, 400, "1 to 16"),
+        ("POST", "/v1/sandboxes/nope/fork", r#"{"count":1,"names":["a","b"]}"#, 400, "2 names are given"),
+        ("POST", "/v1/sandboxes/nope/fork", "{}", 404, "no sandbox"),
+        ("PUT", "/v1/sandboxes/nope/public", r#""maybe""#, 400, "boolean"),
         ("POST", "/api/sandbox", r#"{"target":"mars"}"#, 400, "unknown region"),
         ("POST", "/api/sandbox", r#"{"snapshot":"nope"}"#, 404, "no snapshot"),
         ("POST", "/api/sandbox", "", 400, "empty"),
@@ -69,6 +78,7 @@ async fn errors_say_what_was_wrong() {
         ("process/execute", r#"{"command":"x","timeout":-1}"#, "timeout of -1"),
         ("process/execute", r#"{"command":""}"#, "empty"),
         ("process/execute", r#"{}"#, "missing field `command`"),
+        ("process/interpreter/context", r#"{"cwd":1}"#, "field 'cwd'"),
         ("files/folder?path=/x&mode=rwx", "", "octal"),
         ("files/folder?mode=755", "", "'path' is missing"),
         ("files/bulk-download", r#"{"paths":[]}"#, "1 to 1000"),
@@ -189,7 +199,7 @@ async fn headers_are_limited_and_a_sane_request_id_kept() {
 }
 
 /// Paths that exist, for the storm below; `{}` is a sandbox.
-const PATHS: [&str; 40] = [
+const PATHS: [&str; 59] = [
     "/api/sandbox",
     "/api/sandbox/{}",
     "/api/sandbox/{}/start",
@@ -202,6 +212,25 @@ const PATHS: [&str; 40] = [
     "/api/sandbox/{}/snapshot",
     "/api/sandbox/{}/network-settings",
     "/api/sandbox/{}/fork",
+    "/api/sandbox/{}/forks",
+    "/api/sandbox/{}/parent",
+    "/api/sandbox/{}/ancestors",
+    "/api/sandbox/{}/resize",
+    "/api/sandbox/{}/archive",
+    "/api/sandbox/{}/autopause/5",
+    "/api/sandbox/{}/ttl/-1",
+    "/api/sandbox/{}/public/maybe",
+    "/toolbox/{}/process/interpreter/context",
+    "/toolbox/{}/process/interpreter/context/c1",
+    "/toolbox/{}/process/interpreter/execute",
+    "/v1/sandboxes/{}/fork",
+    "/v1/sandboxes/{}/resize",
+    "/v1/sandboxes/{}/network",
+    "/v1/sandboxes/{}/intervals",
+    "/v1/sandboxes/{}/public",
+    "/v1/sandboxes/{}/contexts",
+    "/v1/sandboxes/{}/contexts/..%2Fx",
+    "/v1/sandboxes/{}/interpret",
     "/api/snapshots",
     "/api/snapshots/default",
     "/api/regions",
@@ -232,7 +261,7 @@ const PATHS: [&str; 40] = [
     "/v1/regions",
 ];
 const METHODS: [&str; 7] = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"];
-const FIELDS: [&str; 28] = [
+const FIELDS: [&str; 38] = [
     "name",
     "snapshot",
     "target",
@@ -261,6 +290,16 @@ const FIELDS: [&str; 28] = [
     "memoryMib",
     "timeoutSeconds",
     "user",
+    "networkAllowList",
+    "domainAllowList",
+    "network",
+    "allow",
+    "allowDomains",
+    "blockAll",
+    "autoPauseInterval",
+    "ttlMinutes",
+    "count",
+    "names",
 ];
 
 /// JSON that is nearly what a path takes.

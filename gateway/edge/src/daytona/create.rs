@@ -4,16 +4,17 @@ use fabric_api::daytona as wire;
 use fabric_api::node::{NewSandbox, Origin};
 use fabric_types::{NetworkPolicy, OrganizationId};
 
-use crate::intake;
+use crate::intake::{self, GivenIntervals, Rules};
 use crate::refusal::{Answer, Refusal};
 
 /// The wire's request as the mesh's own, or what is wrong with it.
 pub(super) fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> Answer<NewSandbox> {
     refuse_unbuilt(&body)?;
-    if let Some(minutes) = body.auto_archive_interval {
-        // Nothing is archived here: a stopped sandbox costs only its disk, so any interval is kept to.
-        intake::whole_minutes("the auto-archive interval", minutes)?;
-    }
+    let network = network(
+        body.network_block_all.unwrap_or(false),
+        body.network_allow_list.as_deref(),
+        body.domain_allow_list.as_deref(),
+    )?;
     let memory_mib = intake::gib_as_mib(body.memory)?;
     Ok(NewSandbox {
         name: intake::name(body.name.as_deref())?,
@@ -24,8 +25,14 @@ pub(super) fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> 
         env: intake::env(body.env.unwrap_or_default())?,
         user: intake::user(body.user)?,
         public: body.public.unwrap_or(false),
-        network: NetworkPolicy { block_all: body.network_block_all.unwrap_or(false), ..NetworkPolicy::default() },
-        intervals: intake::intervals(body.auto_stop_interval, never_if_negative(body.auto_delete_interval))?,
+        network,
+        intervals: intake::intervals(GivenIntervals {
+            stop: body.auto_stop_interval,
+            pause: body.auto_pause_interval,
+            archive: body.auto_archive_interval,
+            delete: never_if_negative(body.auto_delete_interval),
+            ttl: body.ttl_minutes,
+        })?,
     })
 }
 
@@ -34,25 +41,25 @@ pub(super) fn never_if_negative(minutes: Option<i64>) -> Option<i64> {
     minutes.map(|minutes| minutes.max(-1))
 }
 
-/// Whether a client gave a list of networks or domains. An empty one asks for nothing.
-pub(super) fn refuse_lists(networks: Option<&str>, domains: Option<&str>) -> Answer<()> {
-    for (field, list) in [("networkAllowList", networks), ("domainAllowList", domains)] {
-        if list.is_some_and(|list| !list.trim().is_empty()) {
-            let message = format!("{field}: guests have no network yet, so nothing can be allowed; leave it out");
-            return Err(Refusal::not_built(message));
-        }
-    }
-    Ok(())
+/// A policy from the wire's lists, which are written with commas. An empty list asks for nothing.
+pub(super) fn network(block_all: bool, networks: Option<&str>, domains: Option<&str>) -> Answer<NetworkPolicy> {
+    let none = |field| Rules { field, entries: &[] };
+    let (networks, domains) = (intake::separated(networks), intake::separated(domains));
+    intake::network(
+        block_all,
+        Rules { field: "networkAllowList", entries: &networks },
+        none("networkDenyList"),
+        Rules { field: "domainAllowList", entries: &domains },
+        none("domainDenyList"),
+    )
 }
 
 fn refuse_unbuilt(body: &wire::CreateSandbox) -> Answer<()> {
-    refuse_lists(body.network_allow_list.as_deref(), body.domain_allow_list.as_deref())?;
     if body.gpu.is_some_and(|gpus| gpus < 0) {
         return Err(Refusal::bad("gpu must be 0 or more"));
     }
     let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let any = |list: &Option<Vec<serde_json::Value>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    let more = |minutes: Option<i64>| minutes.is_some_and(|minutes| minutes > 0);
     let unbuilt = [
         (
             body.build_info.is_some(),
@@ -64,14 +71,12 @@ fn refuse_unbuilt(body: &wire::CreateSandbox) -> Answer<()> {
         (body.gpu.is_some_and(|gpus| gpus > 0), "gpu", "no node has graphics processors"),
         (body.kvm == Some(true), "kvm", "sandboxes can't run virtual machines themselves"),
         (body.spot == Some(true), "spot", "every sandbox here is kept; there is no cheaper kind"),
-        (given(&body.outbound_proxy_url), "outboundProxyUrl", "guests have no network yet"),
-        (given(&body.linked_sandbox), "linkedSandbox", "sandboxes can't be linked"),
-        (more(body.auto_pause_interval), "autoPauseInterval", "nothing is paused by itself; use autoStopInterval"),
         (
-            more(body.ttl_minutes),
-            "ttlMinutes",
-            "there is no age limit yet; use autoStopInterval and autoDeleteInterval",
+            given(&body.outbound_proxy_url),
+            "outboundProxyUrl",
+            "there is no proxy on the way out; set HTTPS_PROXY in `env` and allow only the proxy by networkAllowList",
         ),
+        (given(&body.linked_sandbox), "linkedSandbox", "sandboxes can't be linked"),
     ];
     match unbuilt.iter().find(|(asked, _, _)| *asked) {
         None => Ok(()),
@@ -106,13 +111,37 @@ mod tests {
         for (json, field) in [
             (r#"{"buildInfo":{"dockerfileContent":"FROM x"}}"#, "buildInfo"),
             (r#"{"volumes":[{"volumeId":"v"}]}"#, "volumes"),
-            (r#"{"networkAllowList":"10.0.0.0/8"}"#, "networkAllowList"),
-            (r#"{"domainAllowList":"example.org"}"#, "domainAllowList"),
+            (r#"{"outboundProxyUrl":"http://a"}"#, "outboundProxyUrl"),
             (r#"{"gpu":1}"#, "gpu"),
         ] {
             let (code, message) = parsed(json).expect_err("refused");
             assert_eq!(code, ErrorCode::NotImplemented, "{message}");
             assert!(message.starts_with(field), "{message}");
+        }
+    }
+
+    #[test]
+    fn networks_and_intervals_are_the_meshs_own_once_parsed() {
+        let new = parsed(
+            r#"{"networkAllowList":"203.0.113.7/24, 2001:db8::/32","domainAllowList":"*.example.com,pypi.org",
+                "autoPauseInterval":5,"autoArchiveInterval":0,"autoDeleteInterval":0,"ttlMinutes":60}"#,
+        )
+        .expect("taken");
+        let shown = |list: &[_]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let allowed: Vec<String> = new.network.allow.iter().map(ToString::to_string).collect();
+        assert_eq!(allowed, ["203.0.113.0/24", "2001:db8::/32"]);
+        assert_eq!(shown(&new.network.allow_domains), ["*.example.com", "pypi.org"]);
+        let minutes = |minutes| Some(fabric_types::Minutes(minutes));
+        let intervals = new.intervals;
+        assert_eq!((intervals.auto_pause, intervals.auto_archive, intervals.ttl), (minutes(5), None, minutes(60)));
+        assert_eq!(intervals.auto_delete, minutes(0), "ephemeral");
+        for json in [
+            r#"{"networkAllowList":"10.0.0.300"}"#,
+            r#"{"domainAllowList":"http://a.com"}"#,
+            r#"{"ttlMinutes":-1}"#,
+            r#"{"autoPauseInterval":-1}"#,
+        ] {
+            assert_eq!(parsed(json).expect_err(json).0, ErrorCode::BadRequest, "{json}");
         }
     }
 

@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::extract::State;
 use fabric_api::daytona as wire;
-use fabric_api::{ApiError, ErrorCode};
 use guest_proto::surface::{ExecReply, ExecRequest, FileInfo};
 use http::StatusCode;
 
@@ -167,7 +166,7 @@ pub(super) async fn replace(
     let mut command = vec!["python3", "-c", REPLACE_PROGRAM, &body.pattern, &body.new_value];
     command.extend(body.files.iter().map(String::as_str));
     let output = run(&guest(&edge, &caller, &key), &command, &[0]).await?;
-    serde_json::from_str(&output).map(Json).map_err(|_| unavailable("the guest's python3 answered no JSON"))
+    serde_json::from_str(&output).map(Json).map_err(|_| Refusal::unavailable("the guest's python3 answered no JSON"))
 }
 
 /// A line of grep's: the file, NUL, the number, a colon, the line.
@@ -188,10 +187,6 @@ async fn run(guest: &Guest<'_>, argv: &[&str], expected: &[i32]) -> Answer<Strin
     }
     let told: String = lossy(&stderr)?.trim().chars().take(500).collect();
     Err(Refusal::bad(format!("{program} ended with {exit_code}: {told}")))
-}
-
-fn unavailable(message: &str) -> Refusal {
-    Refusal(ApiError::new(ErrorCode::Unavailable, message))
 }
 
 fn shown(info: FileInfo) -> wire::FileInfo {

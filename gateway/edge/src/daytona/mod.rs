@@ -1,7 +1,9 @@
 //! The Daytona wire: `/api` (control) and `/toolbox` (one sandbox's commands and files).
 //!
 //! ```text
-//! sandbox      create, get, delete, start, stop, labels, intervals
+//! sandbox      create, get, delete, start, stop, pause, archive, labels
+//! settings     intervals, ports, network, shape
+//! lineage      forks, parents
 //! create       what a client may ask for, and what it gets a 501 for
 //! list         filters, order, pages
 //! view         a sandbox as the wire shows it
@@ -9,6 +11,7 @@
 //! info         configuration, regions, health
 //! unsupported  paths of the wire that are known and not built
 //! process      execute, code-run
+//! interpreter  contexts, and executions in them over WebSocket
 //! files        list, info, folder, delete, move, search, ...
 //! transfer     uploads and downloads
 //! ```
@@ -16,16 +19,19 @@
 mod create;
 mod files;
 mod info;
+mod interpreter;
+mod lineage;
 mod list;
 mod process;
 mod sandbox;
+mod settings;
 mod snapshots;
 mod transfer;
 mod unsupported;
 mod view;
 
 use axum::Router;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 
 use crate::edge::Edge;
 
@@ -49,13 +55,19 @@ pub(crate) fn api() -> Router<Edge> {
         .route("/api/sandbox/{id}/resume", post(sandbox::start))
         .route("/api/sandbox/{id}/stop", post(sandbox::stop))
         .route("/api/sandbox/{id}/pause", post(sandbox::pause))
-        .route("/api/sandbox/{id}/autostop/{minutes}", post(sandbox::auto_stop))
-        .route("/api/sandbox/{id}/autodelete/{minutes}", post(sandbox::auto_delete))
-        .route("/api/sandbox/{id}/autoarchive/{minutes}", post(sandbox::auto_archive))
-        .route("/api/sandbox/{id}/autopause/{minutes}", post(sandbox::auto_pause))
-        .route("/api/sandbox/{id}/ttl/{minutes}", post(sandbox::ttl))
-        .route("/api/sandbox/{id}/public/{public}", post(sandbox::public))
-        .route("/api/sandbox/{id}/network-settings", post(sandbox::network))
+        .route("/api/sandbox/{id}/autostop/{minutes}", post(settings::auto_stop))
+        .route("/api/sandbox/{id}/autodelete/{minutes}", post(settings::auto_delete))
+        .route("/api/sandbox/{id}/autoarchive/{minutes}", post(settings::auto_archive))
+        .route("/api/sandbox/{id}/autopause/{minutes}", post(settings::auto_pause))
+        .route("/api/sandbox/{id}/ttl/{minutes}", post(settings::ttl))
+        .route("/api/sandbox/{id}/public/{public}", post(settings::public))
+        .route("/api/sandbox/{id}/network-settings", post(settings::network))
+        .route("/api/sandbox/{id}/resize", post(settings::resize))
+        .route("/api/sandbox/{id}/archive", post(sandbox::archive))
+        .route("/api/sandbox/{id}/fork", post(lineage::fork))
+        .route("/api/sandbox/{id}/forks", get(lineage::forks))
+        .route("/api/sandbox/{id}/parent", get(lineage::parent))
+        .route("/api/sandbox/{id}/ancestors", get(lineage::ancestors))
         .route("/api/sandbox/{id}/labels", put(sandbox::labels))
         .route("/api/sandbox/{id}/last-activity", post(sandbox::last_activity))
         .route("/api/sandbox/{id}/toolbox-proxy-url", get(sandbox::toolbox_proxy_url))
@@ -72,6 +84,9 @@ pub(crate) fn toolbox() -> Router<Edge> {
     let sandbox = Router::new()
         .route("/process/execute", post(process::execute))
         .route("/process/code-run", post(process::code_run))
+        .route("/process/interpreter/context", get(interpreter::contexts).post(interpreter::new_context))
+        .route("/process/interpreter/context/{context}", delete(interpreter::delete_context))
+        .route("/process/interpreter/execute", get(interpreter::execute))
         .route("/files", get(files::list).delete(files::remove))
         .route("/files/info", get(files::info))
         .route("/files/folder", post(files::folder))

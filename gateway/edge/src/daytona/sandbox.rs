@@ -1,4 +1,4 @@
-//! One sandbox of the Daytona wire: create, get, delete, and what changes it.
+//! One sandbox of the Daytona wire: create, get, delete, and where it is in its life.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,18 +7,18 @@ use fabric_api::node::SandboxView;
 use fabric_types::{Desired, Phase};
 use http::StatusCode;
 
-use super::create::{self, never_if_negative};
+use super::create;
 use super::view;
 use crate::edge::Edge;
 use crate::guest::Guest;
 use crate::intake;
-use crate::refusal::{Answer, Refusal};
+use crate::refusal::Answer;
 use crate::request::{Caller, JsonBody, Params, Segments};
 use crate::sandboxes::{self, CREATE, LOOK_UP, SNAPSHOT};
 
-type Shown = Answer<Json<wire::Sandbox>>;
+pub(super) type Shown = Answer<Json<wire::Sandbox>>;
 
-fn show(edge: &Edge, view: SandboxView) -> Shown {
+pub(super) fn show(edge: &Edge, view: SandboxView) -> Shown {
     Ok(Json(view::sandbox(edge, view, false)))
 }
 
@@ -68,81 +68,9 @@ pub(super) async fn pause(State(edge): State<Edge>, caller: Caller, Segments([ke
     show(&edge, sandboxes::set_desired(&edge, &caller, &key, Desired::Paused, false).await?)
 }
 
-/// `POST .../autostop/{minutes}`
-pub(super) async fn auto_stop(
-    State(edge): State<Edge>,
-    caller: Caller,
-    Segments([key, minutes]): Segments<2>,
-) -> Shown {
-    let interval = intake::auto_stop(number(&minutes)?)?;
-    show(&edge, sandboxes::set_intervals(&edge, &caller, &key, |all| all.auto_stop = interval).await?)
-}
-
-/// `POST .../autodelete/{minutes}`
-pub(super) async fn auto_delete(
-    State(edge): State<Edge>,
-    caller: Caller,
-    Segments([key, minutes]): Segments<2>,
-) -> Shown {
-    let minutes = never_if_negative(Some(number(&minutes)?)).unwrap_or(-1);
-    let interval = intake::auto_delete(minutes)?;
-    show(&edge, sandboxes::set_intervals(&edge, &caller, &key, |all| all.auto_delete = interval).await?)
-}
-
-/// `POST .../autoarchive/{minutes}`: nothing is archived here, so any interval is kept to.
-pub(super) async fn auto_archive(
-    State(edge): State<Edge>,
-    caller: Caller,
-    Segments([key, minutes]): Segments<2>,
-) -> Shown {
-    intake::whole_minutes("the auto-archive interval", number(&minutes)?)?;
-    show(&edge, sandboxes::get(&edge, &caller, &key).await?)
-}
-
-/// `POST .../autopause/{minutes}`
-pub(super) async fn auto_pause(
-    State(edge): State<Edge>,
-    caller: Caller,
-    Segments([key, minutes]): Segments<2>,
-) -> Shown {
-    if intake::whole_minutes("the auto-pause interval", number(&minutes)?)?.0 > 0 {
-        return Err(Refusal::not_built("nothing is paused by itself; use auto-stop"));
-    }
-    show(&edge, sandboxes::get(&edge, &caller, &key).await?)
-}
-
-/// `POST .../ttl/{minutes}`
-pub(super) async fn ttl(State(edge): State<Edge>, caller: Caller, Segments([key, minutes]): Segments<2>) -> Shown {
-    if intake::whole_minutes("the age limit", number(&minutes)?)?.0 > 0 {
-        return Err(Refusal::not_built("there is no age limit yet; use auto-stop and auto-delete"));
-    }
-    show(&edge, sandboxes::get(&edge, &caller, &key).await?)
-}
-
-/// `POST .../public/{true or false}`
-pub(super) async fn public(State(edge): State<Edge>, caller: Caller, Segments([key, public]): Segments<2>) -> Shown {
-    let wanted: bool =
-        public.parse().map_err(|_| Refusal::bad(format!("'{}' is neither true nor false", intake::clip(&public))))?;
-    let view = sandboxes::get(&edge, &caller, &key).await?;
-    if view.spec.public != wanted {
-        return Err(Refusal::not_built("guests have no network yet, so a sandbox stays as public as it was created"));
-    }
-    show(&edge, view)
-}
-
-/// `POST .../network-settings`
-pub(super) async fn network(
-    State(edge): State<Edge>,
-    caller: Caller,
-    Segments([key]): Segments<1>,
-    JsonBody(body): JsonBody<wire::NetworkSettings>,
-) -> Shown {
-    create::refuse_lists(body.network_allow_list.as_deref(), body.domain_allow_list.as_deref())?;
-    let view = sandboxes::get(&edge, &caller, &key).await?;
-    if body.network_block_all.is_some_and(|wanted| wanted != view.spec.network.block_all) {
-        return Err(Refusal::not_built("guests have no network yet, so networkBlockAll stays as it was created"));
-    }
-    show(&edge, view)
+/// `POST .../archive`, of a stopped one.
+pub(super) async fn archive(State(edge): State<Edge>, caller: Caller, Segments([key]): Segments<1>) -> Shown {
+    show(&edge, sandboxes::set_desired(&edge, &caller, &key, Desired::Archived, false).await?)
 }
 
 /// `PUT .../labels`
@@ -177,9 +105,4 @@ pub(super) async fn toolbox_proxy_url(
 ) -> Answer<Json<wire::ToolboxProxyUrl>> {
     let view = sandboxes::get(&edge, &caller, &key).await?;
     Ok(Json(wire::ToolboxProxyUrl { url: format!("{}/toolbox", edge.endpoint(&view.spec.id.home())) }))
-}
-
-/// A whole number in a path.
-fn number(text: &str) -> Answer<i64> {
-    text.parse().map_err(|_| Refusal::bad(format!("'{}' is not a whole number of minutes", intake::clip(text))))
 }

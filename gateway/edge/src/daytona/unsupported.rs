@@ -10,7 +10,7 @@ use crate::refusal::Refusal;
 use crate::request::Caller;
 
 /// Families of paths under `/api`; `{*rest}` takes all below.
-const API: [&str; 46] = [
+const API: [&str; 40] = [
     "/api/api-keys",
     "/api/api-keys/{*rest}",
     "/api/audit/{*rest}",
@@ -27,19 +27,13 @@ const API: [&str; 46] = [
     "/api/runners/{*rest}",
     "/api/sandbox/for-runner",
     "/api/sandbox/ssh-access/validate",
-    "/api/sandbox/{id}/ancestors",
-    "/api/sandbox/{id}/archive",
     "/api/sandbox/{id}/backup",
     "/api/sandbox/{id}/build-logs",
     "/api/sandbox/{id}/build-logs-url",
-    "/api/sandbox/{id}/fork",
-    "/api/sandbox/{id}/forks",
     "/api/sandbox/{id}/organization",
-    "/api/sandbox/{id}/parent",
     "/api/sandbox/{id}/ports/{*rest}",
     "/api/sandbox/{id}/recover",
     "/api/sandbox/{id}/region-quota",
-    "/api/sandbox/{id}/resize",
     "/api/sandbox/{id}/secrets",
     "/api/sandbox/{id}/signing-key",
     "/api/sandbox/{id}/signing-key/rotate",
@@ -60,7 +54,7 @@ const API: [&str; 46] = [
 ];
 
 /// Families of paths under `/toolbox/{sandbox}`.
-const TOOLBOX: [&str; 14] = [
+const TOOLBOX: [&str; 13] = [
     "/computeruse/{*rest}",
     "/env",
     "/git/{*rest}",
@@ -68,7 +62,6 @@ const TOOLBOX: [&str; 14] = [
     "/lsp/{*rest}",
     "/port",
     "/port/{port}/in-use",
-    "/process/interpreter/{*rest}",
     "/process/pty",
     "/process/pty/{*rest}",
     "/process/session",
@@ -100,16 +93,14 @@ pub(super) async fn builds(_: Caller) -> Refusal {
 
 /// What does the same or nearly so.
 fn instead(path: &str) -> &'static str {
-    if path.contains("/process/session") || path.contains("/process/pty") || path.contains("/interpreter") {
-        "; process/execute and process/code-run are"
+    if path.contains("/process/session") || path.contains("/process/pty") {
+        "; process/execute, process/code-run and process/interpreter are"
     } else if path.contains("/git/") {
         "; process/execute runs git in the sandbox"
     } else if path.contains("/api-keys") {
         "; keys are made and revoked under /v1/keys"
     } else if path.contains("/ports/") || path.contains("/port") {
-        ": guests have no network yet"
-    } else if path.ends_with("/fork") {
-        "; a snapshot and a create from it do the same"
+        ": a guest's ports are not reached from outside yet"
     } else {
         ""
     }

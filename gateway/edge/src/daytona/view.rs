@@ -2,7 +2,7 @@
 
 use fabric_api::daytona as wire;
 use fabric_api::node::SandboxView;
-use fabric_types::{MemoryMib, Source};
+use fabric_types::{MemoryMib, Minutes, Source, UnixMillis};
 
 use crate::edge::Edge;
 use crate::instant::rfc3339;
@@ -31,6 +31,8 @@ pub(super) fn sandbox(edge: &Edge, view: SandboxView, stale: bool) -> wire::Sand
         labels: spec.labels,
         public: spec.public,
         network_block_all: spec.network.block_all,
+        network_allow_list: listed(&spec.network.allow),
+        domain_allow_list: listed(&spec.network.allow_domains),
         kvm: false,
         target: region.to_string(),
         cpu: spec.shape.vcpus().0,
@@ -42,7 +44,10 @@ pub(super) fn sandbox(edge: &Edge, view: SandboxView, stale: bool) -> wire::Sand
         error_reason: sandboxes::error_reason(&view.phase),
         recoverable: false,
         auto_stop_interval: spec.intervals.auto_stop.map_or(0, |minutes| minutes.0),
+        auto_pause_interval: spec.intervals.auto_pause.map_or(0, |minutes| minutes.0),
+        auto_archive_interval: spec.intervals.auto_archive.map_or(0, |minutes| minutes.0),
         auto_delete_interval: spec.intervals.auto_delete.map_or(-1, |minutes| minutes.0.into()),
+        auto_destroy_at: spec.intervals.ttl.map(|ttl| rfc3339(ends_at(spec.created_at, ttl))),
         volumes: Vec::new(),
         created_at: rfc3339(spec.created_at),
         updated_at: last.clone(),
@@ -57,4 +62,14 @@ pub(super) fn sandbox(edge: &Edge, view: SandboxView, stale: bool) -> wire::Sand
 /// Whole GiB, rounded up: the wire has no smaller unit.
 pub(super) fn gib(memory: MemoryMib) -> u32 {
     memory.0.div_ceil(1024)
+}
+
+/// A list as the wire writes it; an empty one is left out.
+fn listed<T: ToString>(rules: &[T]) -> Option<String> {
+    let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+    (!rules.is_empty()).then(|| rules.join(","))
+}
+
+fn ends_at(created_at: UnixMillis, ttl: Minutes) -> UnixMillis {
+    UnixMillis(created_at.0.saturating_add(ttl.as_millis()))
 }

@@ -100,11 +100,11 @@ impl Guest<'_> {
         json(self.send(GuestCall::new(Method::GET, "/v1/health")).await?).await
     }
 
-    async fn send(&self, call: GuestCall) -> Result<Response<RelayBody>, ApiError> {
+    pub(super) async fn send(&self, call: GuestCall) -> Result<Response<RelayBody>, ApiError> {
         self.send_within(Duration::ZERO, call).await
     }
 
-    async fn send_within(&self, longer: Duration, call: GuestCall) -> Result<Response<RelayBody>, ApiError> {
+    pub(super) async fn send_within(&self, longer: Duration, call: GuestCall) -> Result<Response<RelayBody>, ApiError> {
         let scope = self.scope.within(self.scope.deadline + longer);
         succeeded(self.mesh.guest(self.key, &scope, call).await?).await
     }
@@ -115,7 +115,7 @@ pub(crate) fn run_within(timeout_seconds: Option<u32>) -> Duration {
     Duration::from_secs(timeout_seconds.unwrap_or(EXEC_SECONDS_MAX).min(EXEC_SECONDS_MAX).into()) + GRACE
 }
 
-fn with_json<T: Serialize>(method: Method, path: &str, body: &T) -> Result<GuestCall, ApiError> {
+pub(super) fn with_json<T: Serialize>(method: Method, path: &str, body: &T) -> Result<GuestCall, ApiError> {
     let body = serde_json::to_vec(body).map_err(|error| {
         ApiError::new(ErrorCode::BadRequest, format!("this can't be put into a request to the guest: {error}"))
     })?;

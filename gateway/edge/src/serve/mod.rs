@@ -132,7 +132,7 @@ impl Connection {
             router.clone().oneshot(request.map(axum::body::Body::new))
         });
         let builder = builder(&self.limits);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(Mended::new(stream)), service));
+        let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(Mended::new(stream)), service));
         let (mut draining, mut awaits_first) = (false, true);
         let mut first_request = pin!(sleep(self.limits.headers_within));
         loop {

@@ -25,7 +25,7 @@ use crate::request::{Caller, JsonBody, Params, Segments};
 use crate::sandboxes::LOOK_UP;
 
 /// What asks for a command's events as they come.
-const NDJSON: &str = "application/x-ndjson";
+pub(super) const NDJSON: &str = "application/x-ndjson";
 /// The exit code of a command that its timeout ended, as of `timeout(1)`.
 const TIMED_OUT: i32 = 124;
 /// How long a file may take to pass.
@@ -42,8 +42,7 @@ pub(super) async fn exec(
     let request = parse_exec(body)?;
     let guest = Guest { mesh: edge.mesh(), key: &key, scope: caller.scope(LOOK_UP + LOOK_UP) };
     let events = guest.exec_stream(&request).await?;
-    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    if !accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(NDJSON)) {
+    if !wants_lines(&headers) {
         let collected = timeout(run_within(request.timeout_seconds), exec_events::collect(events)).await;
         let result = collected.map_err(|_| {
             Refusal(ApiError::new(ErrorCode::Unavailable, "the guest's agent did not tell the command's end in time"))
@@ -54,6 +53,12 @@ pub(super) async fn exec(
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(NDJSON));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Whether a client asks for events as they come.
+pub(super) fn wants_lines(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(NDJSON))
 }
 
 fn parse_exec(body: wire::Exec) -> Answer<ExecRequest> {

@@ -4,22 +4,23 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use fabric_api::node::{NewSandbox, Origin, SandboxView};
+use fabric_api::millis::Millis;
+use fabric_api::node::{FORK_CHILDREN_MAX, NewSandbox, Origin, SandboxView};
 use fabric_api::v1 as wire;
-use fabric_types::{Desired, NetworkPolicy, OrganizationId, Phase};
+use fabric_types::{Desired, Name, OrganizationId, Phase};
 
-use super::view;
+use super::{settings, view};
 use crate::edge::Edge;
-use crate::intake;
+use crate::intake::{self, GivenIntervals};
 use crate::mesh::Listed;
 use crate::refusal::{Answer, Refusal};
 use crate::request::{Caller, JsonBody, Params, Segments};
 use crate::sandboxes::{self, CREATE, LOOK_UP, SNAPSHOT};
 
-type Shown = Answer<Json<wire::Sandbox>>;
+pub(super) type Shown = Answer<Json<wire::Sandbox>>;
 
 /// States that the list may be narrowed to: see [`wire::Sandbox::state`].
-const STATES: [&str; 10] = [
+const STATES: [&str; 12] = [
     "creating",
     "starting",
     "started",
@@ -27,12 +28,14 @@ const STATES: [&str; 10] = [
     "snapshotting",
     "stopping",
     "stopped",
+    "archiving",
+    "archived",
     "destroying",
     "destroyed",
     "error",
 ];
 
-fn show(edge: &Edge, view: SandboxView) -> Shown {
+pub(super) fn show(edge: &Edge, view: SandboxView) -> Shown {
     Ok(Json(view::sandbox(edge, view, false)))
 }
 
@@ -58,9 +61,15 @@ fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> Answer<NewS
         labels: intake::labels(body.labels)?,
         env: intake::env(body.env)?,
         user: None,
-        public: false,
-        network: NetworkPolicy { block_all: body.network_block_all, ..NetworkPolicy::default() },
-        intervals: intake::intervals(body.auto_stop_minutes, body.auto_delete_minutes)?,
+        public: body.public,
+        network: settings::network(body.network.unwrap_or_default(), body.network_block_all)?,
+        intervals: intake::intervals(GivenIntervals {
+            stop: body.auto_stop_minutes,
+            pause: body.auto_pause_minutes,
+            archive: body.auto_archive_minutes,
+            delete: body.auto_delete_minutes,
+            ttl: body.ttl_minutes,
+        })?,
     })
 }
 
@@ -122,6 +131,41 @@ pub(super) async fn stop(
 /// `POST .../pause`
 pub(super) async fn pause(State(edge): State<Edge>, caller: Caller, Segments([key]): Segments<1>) -> Shown {
     show(&edge, sandboxes::set_desired(&edge, &caller, &key, Desired::Paused, false).await?)
+}
+
+/// `POST .../archive`, of a stopped one
+pub(super) async fn archive(State(edge): State<Edge>, caller: Caller, Segments([key]): Segments<1>) -> Shown {
+    show(&edge, sandboxes::set_desired(&edge, &caller, &key, Desired::Archived, false).await?)
+}
+
+/// `POST .../fork`: children from one moment, all of them running, or none.
+pub(super) async fn fork(
+    State(edge): State<Edge>,
+    caller: Caller,
+    Segments([key]): Segments<1>,
+    JsonBody(body): JsonBody<Option<wire::Fork>>,
+) -> Answer<Json<wire::Forked>> {
+    let names = children(body.unwrap_or_default())?;
+    let forked = sandboxes::fork(&edge, &caller, &key, names).await?;
+    let items = forked.children.into_iter().map(|child| view::sandbox(&edge, child, false)).collect();
+    Ok(Json(wire::Forked { stop_ms: Millis { micros: forked.stop_us }, items }))
+}
+
+fn children(body: wire::Fork) -> Answer<Vec<Option<Name>>> {
+    let possible = |count: i64| usize::try_from(count).ok().filter(|count| (1..=FORK_CHILDREN_MAX).contains(count));
+    let count = match body.count {
+        None => body.names.len().max(1),
+        Some(count) => possible(count).ok_or_else(|| {
+            Refusal::bad(format!("{count} children are not possible: a fork makes 1 to {FORK_CHILDREN_MAX}"))
+        })?,
+    };
+    if body.names.len() > count {
+        let names = body.names.len();
+        return Err(Refusal::bad(format!("{names} names are given for {count} children")));
+    }
+    let mut names = body.names.iter().map(|name| intake::name(Some(name))).collect::<Answer<Vec<_>>>()?;
+    names.resize(count, None);
+    Ok(names)
 }
 
 /// `PUT .../labels`

@@ -3,6 +3,7 @@
 use fabric_api::millis::Millis;
 use fabric_api::node::{KeyView, SandboxView, SnapshotView};
 use fabric_api::v1 as wire;
+use fabric_types::{DomainPattern, Intervals, Minutes, NetworkPolicy};
 
 use crate::edge::Edge;
 use crate::instant::rfc3339;
@@ -13,6 +14,7 @@ pub(super) fn sandbox(edge: &Edge, view: SandboxView, stale: bool) -> wire::Sand
     let region = view.spec.id.home();
     let endpoint = edge.endpoint(&region);
     let isolation = edge.mesh().view().node(&view.node).map(|node| node.report.isolation.clone());
+    let parent = sandboxes::parent(&view).map(ToString::to_string);
     let spec = view.spec;
     wire::Sandbox {
         id: spec.id.to_string(),
@@ -29,9 +31,35 @@ pub(super) fn sandbox(edge: &Edge, view: SandboxView, stale: bool) -> wire::Sand
         toolbox_proxy_url: format!("{endpoint}/toolbox"),
         endpoint,
         error_reason: sandboxes::error_reason(&view.phase),
-        network: "none".to_owned(),
+        network: isolation.as_ref().map_or("unknown", |isolation| isolation.network.as_str()).to_owned(),
+        network_policy: network(&spec.network),
+        intervals: intervals(spec.intervals),
+        public: spec.public,
+        parent,
         isolation,
         stale,
+    }
+}
+
+fn network(policy: &NetworkPolicy) -> wire::Network {
+    let domains = |list: &[DomainPattern]| list.iter().map(ToString::to_string).collect();
+    wire::Network {
+        block_all: policy.block_all,
+        allow: policy.allow.iter().map(ToString::to_string).collect(),
+        deny: policy.deny.iter().map(ToString::to_string).collect(),
+        allow_domains: domains(&policy.allow_domains),
+        deny_domains: domains(&policy.deny_domains),
+    }
+}
+
+fn intervals(intervals: Intervals) -> wire::Intervals {
+    let shown = |minutes: Option<Minutes>| minutes.map(|minutes| i64::from(minutes.0));
+    wire::Intervals {
+        auto_stop_minutes: shown(intervals.auto_stop),
+        auto_pause_minutes: shown(intervals.auto_pause),
+        auto_archive_minutes: shown(intervals.auto_archive),
+        auto_delete_minutes: shown(intervals.auto_delete),
+        ttl_minutes: shown(intervals.ttl),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +19,8 @@ use serde::Serialize;
 #[derive(Default)]
 pub struct Agent {
     files: Mutex<HashMap<(SandboxId, String), Bytes>>,
+    /// Interrupts that were asked for.
+    pub interrupts: AtomicUsize,
 }
 
 type Outcome = Result<Response<RelayBody>, (AgentErrorCode, String)>;
@@ -53,6 +56,16 @@ impl Agent {
             ("POST", "/v1/exec") => exec(parse(&body)?).map(|reply| json(&reply)),
             ("POST", "/v1/exec/stream") => events(parse(&body)?),
             ("POST", "/v1/code-run") => code_run(parse(&body)?).map(|reply| json(&reply)),
+            ("GET", "/v1/interpreter/contexts") => Ok(json(&ContextList {
+                contexts: vec![context(&NewContext::default(), "default"), context(&NewContext::default(), "c1")],
+            })),
+            ("POST", "/v1/interpreter/contexts") => Ok(json(&context(&parse(&body)?, "c1"))),
+            ("DELETE", "/v1/interpreter/contexts/c1") => Ok(bytes(Bytes::new())),
+            ("POST", "/v1/interpreter/contexts/c1/interrupt" | "/v1/interpreter/contexts/default/interrupt") => {
+                self.interrupts.fetch_add(1, Ordering::Relaxed);
+                Ok(bytes(Bytes::new()))
+            }
+            ("POST", "/v1/interpreter/execute") => interpret(&parse(&body)?),
             ("PUT", "/v1/files/content") => {
                 files.insert(key, body.clone());
                 Ok(json(&info(&file, body.len(), false)))
@@ -118,7 +131,7 @@ fn events(request: ExecRequest) -> Outcome {
 
 /// `print("...")` prints.
 fn code_run(request: CodeRunRequest) -> Result<ExecReply, (AgentErrorCode, String)> {
-    if !["python", "javascript"].contains(&request.language.as_str()) {
+    if !["python", "javascript", "typescript"].contains(&request.language.as_str()) {
         return Err((AgentErrorCode::BadRequest, format!("unknown language '{}'", request.language)));
     }
     if request.code.contains("sleep") {
@@ -126,6 +139,38 @@ fn code_run(request: CodeRunRequest) -> Result<ExecReply, (AgentErrorCode, Strin
     }
     let printed = request.code.split('"').nth(1).unwrap_or_default();
     Ok(ExecReply { stdout: STANDARD.encode(format!("{printed}\n")), ..ExecReply::default() })
+}
+
+fn context(new: &NewContext, id: &str) -> Context {
+    let cwd = new.cwd.clone().unwrap_or_else(|| HOME.into());
+    Context { id: id.into(), language: "python".into(), cwd, created_at: 1_795_000_000, busy: false }
+}
+
+/// `boom` raises, `sleep` passes its timeout, `die` ends its process, `hang` never ends; anything else prints itself.
+fn interpret(request: &InterpreterRequest) -> Outcome {
+    let end = |outcome| InterpreterEvent::End { outcome, execution_count: 3, truncated: false };
+    let (name, value, traceback) = ("ValueError".to_owned(), "boom".to_owned(), "Traceback: boom\n".to_owned());
+    let mut events = vec![InterpreterEvent::Stdout { text: format!("{}\n", request.code) }];
+    match request.code.as_str() {
+        "boom" => {
+            events = vec![InterpreterEvent::Error { name, value, traceback }, end(InterpreterOutcome::Completed)];
+        }
+        "sleep" => events.push(end(InterpreterOutcome::TimedOut)),
+        "die" => events.push(end(InterpreterOutcome::Died)),
+        "cut" | "hang" => {}
+        _ if request.context_id.as_deref().is_some_and(|id| id != "c1") => {
+            return Err((AgentErrorCode::NotFound, "no such context".into()));
+        }
+        _ => events.extend([InterpreterEvent::Result { text: "7".into() }, end(InterpreterOutcome::Completed)]),
+    }
+    let lines: String =
+        events.iter().map(|event| format!("{}\n", serde_json::to_string(event).expect("JSON"))).collect();
+    if request.code == "hang" {
+        let first = futures::stream::iter([Ok(hyper::body::Frame::data(Bytes::from(lines)))]);
+        let forever = futures::StreamExt::chain(first, futures::stream::pending());
+        return Ok(Response::new(http_body_util::StreamBody::new(forever).boxed_unsync()));
+    }
+    Ok(bytes(Bytes::from(lines)))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(body: &Bytes) -> Result<T, (AgentErrorCode, String)> {

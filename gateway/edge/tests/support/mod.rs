@@ -16,7 +16,8 @@ use bytes::Bytes;
 use fabric_gossip::{ClusterView, NodeReport, NodeView};
 use fabric_quic::{Fabric, MemoryFabric, MemoryNetwork, Protocol};
 use fabric_types::{
-    Accelerator, Capacity, Fit, GuestNetwork, HypervisorKind, Isolation, NodeId, NodeLimits, Overcommit, UnixMillis,
+    Accelerator, Capacity, Fit, GuestNetwork, HypervisorKind, Isolation, NodeId, NodeLimits, Overcommit, Seal,
+    UnixMillis,
 };
 use gateway_edge::{Edge, EdgeConfig, EdgeLimits, LocalNode, router, serve_node_api, serve_relay};
 use http::{Request, Response, StatusCode};
@@ -188,6 +189,7 @@ fn node_view(id: &NodeId, fabric_address: SocketAddr, http_endpoint: String) -> 
             reason: "a test".into(),
             guest_address_randomization: false,
             network: GuestNetwork::None,
+            seal: Seal::default(),
         },
         hypervisor: HypervisorKind::Qemu,
         version: "0.0.0-test".into(),

@@ -24,7 +24,7 @@ pub struct Region {
 pub struct FakeNode {
     id: NodeId,
     region: Region,
-    agent: Agent,
+    pub agent: Agent,
     numbers: AtomicU64,
     /// Whether creates find room.
     pub full: AtomicBool,
@@ -138,6 +138,21 @@ impl FakeNode {
         Ok(NodeReply::Sandbox(Box::new(view)))
     }
 
+    fn fork(&self, key: &SandboxKey, names: Vec<Option<Name>>) -> NodeAnswer {
+        let parent = self.find(&key.key, &key.organization)?;
+        let child = |name: Option<Name>| {
+            let id = SandboxId::new(&self.id.region(), self.chance());
+            let name = name.map_or_else(|| id.to_string(), |name| name.to_string());
+            let source = Source::Fork { parent: parent.spec.id.clone(), generation: parent.generation };
+            let spec = SandboxSpec { id, name, source, ..parent.spec.clone() };
+            SandboxView { spec, generation: Generation::FIRST, ..parent.clone() }
+        };
+        let children: Vec<SandboxView> = names.into_iter().map(child).collect();
+        let mut sandboxes = self.region.sandboxes.lock().expect("sandboxes");
+        sandboxes.extend(children.iter().map(|child| (child.spec.id.clone(), child.clone())));
+        Ok(NodeReply::Fork(Box::new(ForkView { stop_us: 41_250, children })))
+    }
+
     fn snapshot(&self, key: &SandboxKey, name: Option<Name>) -> NodeAnswer {
         let view = self.find(&key.key, &key.organization)?;
         let id = SnapshotId::new(self.chance());
@@ -194,6 +209,7 @@ impl FakeNode {
                     Desired::Running => Phase::Running,
                     Desired::Paused => Phase::Paused,
                     Desired::Stopped => Phase::Stopped,
+                    Desired::Archived => Phase::Archived,
                 };
             }),
             NodeRequest::Delete { key } => {
@@ -203,6 +219,10 @@ impl FakeNode {
             }
             NodeRequest::SetLabels { key, labels } => self.change(&key, |view| view.spec.labels = labels),
             NodeRequest::SetIntervals { key, intervals } => self.change(&key, |view| view.spec.intervals = intervals),
+            NodeRequest::SetNetwork { key, network } => self.change(&key, |view| view.spec.network = network),
+            NodeRequest::SetPublic { key, public } => self.change(&key, |view| view.spec.public = public),
+            NodeRequest::Resize { key, shape } => self.change(&key, |view| view.spec.shape = shape),
+            NodeRequest::Fork { key, names } => self.fork(&key, names),
             NodeRequest::Snapshot { key, name } => self.snapshot(&key, name),
             NodeRequest::ListSnapshots { .. } => {
                 Ok(NodeReply::Snapshots(self.region.snapshots.lock().expect("snapshots").clone()))

@@ -1,11 +1,22 @@
 //! What a client wants a sandbox to be: raw numbers and texts in, the mesh's own types out, or a sentence.
+//!
+//! ```text
+//! intervals   what is done to a sandbox by itself, in minutes
+//! network     what a guest may reach, as ranges and domains
+//! ```
+
+mod intervals;
+mod network;
 
 use std::collections::BTreeMap;
 
-use fabric_types::{Intervals, Labels, Minutes, Name, Shape};
+use fabric_types::{Labels, Name, Shape};
 use guest_proto::surface::EXEC_SECONDS_MAX;
 
 use crate::refusal::{Answer, Refusal};
+
+pub(crate) use intervals::{GivenIntervals, auto_archive, auto_delete, auto_pause, auto_stop, intervals, ttl};
+pub(crate) use network::{Rules, network, separated};
 
 /// Most labels of a sandbox. They travel in every list and stand in the log of consensus.
 const LABELS_MAX: usize = 64;
@@ -76,6 +87,19 @@ pub(crate) fn user(given: Option<String>) -> Answer<Option<String>> {
     }
 }
 
+/// The shape that a sandbox is to have, from the parts that change.
+pub(crate) fn reshaped(old: Shape, cpu: Option<i64>, memory_mib: Option<i64>, disk_gib: Option<i64>) -> Answer<Shape> {
+    if cpu.is_none() && memory_mib.is_none() && disk_gib.is_none() {
+        return Err(Refusal::bad("nothing is to change: give processors, memory or disk"));
+    }
+    Shape::new(
+        cpu.unwrap_or(old.vcpus().0.into()),
+        memory_mib.unwrap_or(old.memory().0.into()),
+        disk_gib.unwrap_or(old.disk().0.into()),
+    )
+    .map_err(bad)
+}
+
 /// A shape from vCPU, MiB and GiB; the parts that aren't given are the default's. `None` where no part is given.
 pub(crate) fn shape(cpu: Option<i64>, memory_mib: Option<i64>, disk_gib: Option<i64>) -> Answer<Option<Shape>> {
     if cpu.is_none() && memory_mib.is_none() && disk_gib.is_none() {
@@ -101,33 +125,6 @@ pub(crate) fn gib_as_mib(memory_gib: Option<i64>) -> Answer<Option<i64>> {
         }
         gib => Ok(gib.map(|gib| gib * MIB_PER_GIB)),
     }
-}
-
-/// Idle minutes until a stop; 0 is never.
-pub(crate) fn auto_stop(minutes: i64) -> Answer<Option<Minutes>> {
-    let minutes = whole_minutes("the auto-stop interval", minutes)?;
-    Ok((minutes.0 > 0).then_some(minutes))
-}
-
-/// Stopped minutes until a deletion; 0 is at once, -1 never.
-pub(crate) fn auto_delete(minutes: i64) -> Answer<Option<Minutes>> {
-    if minutes == -1 { Ok(None) } else { whole_minutes("the auto-delete interval", minutes).map(Some) }
-}
-
-/// Both intervals, as a create gives them.
-pub(crate) fn intervals(stop: Option<i64>, delete: Option<i64>) -> Answer<Intervals> {
-    Ok(Intervals {
-        auto_stop: auto_stop(stop.unwrap_or(0))?,
-        auto_delete: auto_delete(delete.unwrap_or(-1))?,
-        ..Intervals::default()
-    })
-}
-
-/// A number of minutes that is 0 or more.
-pub(crate) fn whole_minutes(what: &str, minutes: i64) -> Answer<Minutes> {
-    u32::try_from(minutes)
-        .map(Minutes)
-        .map_err(|_| Refusal::bad(format!("{what} of {minutes} minutes is not possible: 0 to {}", u32::MAX)))
 }
 
 /// A command's timeout in seconds; 0 and nothing are no timeout.
@@ -173,8 +170,6 @@ mod tests {
             shape(None, Some(i64::MAX), None).map(drop),
             gib_as_mib(Some(i64::MAX)).map(drop),
             gib_as_mib(Some(0)).map(drop),
-            auto_stop(-1).map(drop),
-            auto_delete(-2).map(drop),
             timeout(Some(-1)).map(drop),
             timeout(Some(86_401)).map(drop),
             mode(Some("9")).map(drop),
@@ -188,8 +183,6 @@ mod tests {
     fn what_is_not_given_is_the_default() {
         assert_eq!(shape(None, None, None).expect("none"), None);
         assert_eq!(shape(Some(1), None, None).expect("some"), Some(Shape::DEFAULT));
-        assert_eq!(intervals(None, None).expect("none"), Intervals::default());
-        assert_eq!(intervals(Some(15), Some(0)).expect("some").auto_delete, Some(Minutes(0)));
         assert_eq!(timeout(Some(0)).expect("none"), None);
     }
 
