@@ -12,13 +12,11 @@ use raft_placement::catalog::{ReplicaState, Snapshot};
 use raft_placement::region::{Command, Record, Refusal};
 use raft_placement::{Candidate, Need, choose};
 
-use super::{Service, errors, pass, query};
+use super::{Service, UNDO_LIMIT, errors, pass, query};
 use crate::node::clock::now;
 
 /// How many nodes are tried: a refusal for lack of room means that gossip was behind, and the next choice knows more.
 const NODES_TRIED_MAX: usize = 3;
-/// The undo of a failed create is bounded; what it doesn't reach, reconciliation does.
-const UNDO_LIMIT: Duration = Duration::from_secs(10);
 /// The user that is shown where a client named none: commands run as the guest's root.
 const DEFAULT_USER: &str = "root";
 
@@ -192,10 +190,14 @@ impl Service {
                 self.undo_run(call, node, &spec.id, generation).await;
                 match errors::refusal(&refused) {
                     Some(Refusal::NameTaken { name, holder }) => Attempt::Failed(name_taken(name, holder)),
-                    Some(Refusal::NoRoom { .. } | Refusal::NotAdmitted { .. } | Refusal::UnknownNode { .. }) => {
-                        Attempt::Elsewhere(errors::placement(&refused))
-                    }
-                    _ => {
+                    Some(
+                        Refusal::NoRoom { .. }
+                        | Refusal::NodeFull { .. }
+                        | Refusal::NotAdmitted { .. }
+                        | Refusal::UnknownNode { .. },
+                    ) => Attempt::Elsewhere(errors::placement(&refused)),
+                    Some(_) => Attempt::Failed(errors::placement(&refused)),
+                    None => {
                         // The commit may yet happen: a proposal that ran out of time isn't a refusal.
                         self.undo_place(&spec.id, generation).await;
                         Attempt::Failed(errors::placement(&refused))
@@ -205,14 +207,14 @@ impl Service {
         }
     }
 
-    async fn undo_place(&self, id: &SandboxId, generation: Generation) {
+    pub(super) async fn undo_place(&self, id: &SandboxId, generation: Generation) {
         let delete = Command::Delete { id: id.clone(), generation: Some(generation) };
         if let Err(error) = self.placement.propose(delete, UNDO_LIMIT).await {
             tracing::warn!(sandbox_id = %id, %error, "the placement of a failed create could not be taken back");
         }
     }
 
-    async fn undo_run(&self, call: &NodeCall, node: &NodeId, id: &SandboxId, generation: Generation) {
+    pub(super) async fn undo_run(&self, call: &NodeCall, node: &NodeId, id: &SandboxId, generation: Generation) {
         let act = NodeRequest::Act { id: id.clone(), generation, action: Action::Delete };
         match tokio::time::timeout(UNDO_LIMIT, self.at(node, call, act)).await {
             Ok(Ok(_)) => {}
@@ -280,7 +282,7 @@ fn elsewhere_or_failed(error: ApiError) -> Attempt {
     }
 }
 
-fn name_taken(name: &str, holder: &SandboxId) -> ApiError {
+pub(super) fn name_taken(name: &str, holder: &SandboxId) -> ApiError {
     ApiError::new(
         ErrorCode::Conflict,
         format!("a sandbox named '{name}' exists already ({holder}); delete it or choose another name"),

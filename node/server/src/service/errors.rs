@@ -96,11 +96,7 @@ pub(crate) fn placement(error: &ProposeError<region::Refusal>) -> ApiError {
         Some(R::QuotaReached { .. }) => ErrorCode::Forbidden,
         Some(R::Stale { .. }) => ErrorCode::StaleGeneration,
         Some(
-            R::NoRoom { .. }
-            | R::NodeFull { .. }
-            | R::Full { .. }
-            | R::UnknownNode { .. }
-            | R::NotAdmitted { .. },
+            R::NoRoom { .. } | R::NodeFull { .. } | R::Full { .. } | R::UnknownNode { .. } | R::NotAdmitted { .. },
         ) => ErrorCode::NoCapacity,
         Some(R::TooLarge { .. }) => ErrorCode::TooLarge,
     };

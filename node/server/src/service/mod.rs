@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! create      choose a node, commit the placement beside the clone's resume, undo what didn't come together
-//! change      start, stop, pause, resume, delete, labels, intervals: commit, then the owner acts
+//! change      start, stop, pause, resume, archive, delete, labels, intervals, network, shape: commit, then the owner acts
+//! fork        children of a running sandbox, placed and started side by side, all or none
+//! wake        a request to a paused sandbox resumes it first
 //! query       one sandbox, all of a region, with what their owners see
 //! snapshot    take, list, delete, pull what a restore needs
 //! keys        API keys in the catalog
@@ -13,10 +15,12 @@
 mod change;
 mod create;
 pub(crate) mod errors;
+mod fork;
 mod keys;
 mod pass;
 mod query;
 mod snapshot;
+mod wake;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -38,6 +42,8 @@ use tokio::sync::watch;
 
 /// The longest that any call may take, whatever its caller says: a cold boot and a long pull fit into it.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
+/// The undo of what failed is bounded; what it doesn't reach, reconciliation does.
+const UNDO_LIMIT: Duration = Duration::from_secs(10);
 
 /// This node's part in the mesh.
 pub(crate) struct Service {
@@ -52,6 +58,8 @@ pub(crate) struct Service {
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     /// Creates that this leader has sent to a node and that haven't been answered.
     in_progress: Mutex<BTreeMap<NodeId, u32>>,
+    /// Sandboxes that a request is resuming.
+    waking: wake::Waking,
 }
 
 /// The parts of a [`Service`].
@@ -79,6 +87,7 @@ impl Service {
             catalog: parts.catalog,
             view: parts.view,
             in_progress: Mutex::new(BTreeMap::new()),
+            waking: wake::Waking::default(),
         })
     }
 
@@ -122,10 +131,10 @@ impl Service {
             NodeRequest::Delete { key } => self.delete(&call, key).await,
             NodeRequest::SetLabels { key, labels } => self.set_labels(&call, key, labels).await,
             NodeRequest::SetIntervals { key, intervals } => self.set_intervals(&call, key, *intervals).await,
-            NodeRequest::SetNetwork { .. }
-            | NodeRequest::SetPublic { .. }
-            | NodeRequest::Resize { .. }
-            | NodeRequest::Fork { .. } => Err(ApiError::new(ErrorCode::NotImplemented, "this node can't do that yet")),
+            NodeRequest::SetNetwork { key, network } => self.set_network(&call, key, network).await,
+            NodeRequest::SetPublic { key, public } => self.set_public(&call, key, *public).await,
+            NodeRequest::Resize { key, shape } => self.resize(&call, key, *shape).await,
+            NodeRequest::Fork { key, names } => self.fork(&call, key, names).await,
             NodeRequest::Snapshot { key, name } => self.take_snapshot(&call, key, name.clone()).await,
             NodeRequest::ListSnapshots { organization } => Ok(NodeReply::Snapshots(self.snapshots_of(organization))),
             NodeRequest::DeleteSnapshot { key, organization } => self.delete_snapshot(key, organization).await,
@@ -175,6 +184,7 @@ impl LocalNode for Port {
     ) -> Result<http::Response<RelayBody>, ApiError> {
         use http_body_util::BodyExt as _;
 
+        self.0.wake(id, generation).await?;
         let client = self.0.runtime.guest(id, generation).await.map_err(errors::runtime)?;
         let response = client.send(request).await.map_err(|error| errors::guest(&error))?;
         Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))

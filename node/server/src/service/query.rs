@@ -136,6 +136,11 @@ fn view(record: Record, seen: &BTreeMap<SandboxId, Observed>) -> SandboxView {
 
 /// The view of a sandbox whose owner has just answered.
 pub(super) fn view_with(record: Record, seen: Observed) -> NodeReply {
+    NodeReply::Sandbox(Box::new(view_of(record, seen)))
+}
+
+/// The same, bare.
+pub(super) fn view_of(record: Record, seen: Observed) -> SandboxView {
     let seen = BTreeMap::from([(seen.id.clone(), seen)]);
-    NodeReply::Sandbox(Box::new(view(record, &seen)))
+    view(record, &seen)
 }
