@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fabric_types::HypervisorKind;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::durable::{read_json, remove_file};
 use crate::keeper::{ASK_LIMIT, EndRecord, Here, Keeper, Request, SCHEMA, VmRecord};
 use crate::process::{ProcessRef, Usage, boot_id};
+use crate::seal::release;
 use crate::{BoottimeMs, Counters, MemorySource, VmError, VmFolder, VmSpec};
 
 /// How long an ending keeper or monitor may take to be gone once it was killed: freeing a large guest's memory.
@@ -63,10 +65,18 @@ pub(crate) async fn clear_after(folder: &VmFolder, here: Option<Here>) {
             }
         }
     }
+    released(folder).await;
     for path in folder.all_files().iter().chain([&folder.record()]) {
         // What can't be removed now is removed by the next start in this folder, or with it.
         let _ = remove_file(path);
     }
+}
+
+/// Removes the cgroups of a machine whose processes have ended.
+async fn released(folder: &VmFolder) {
+    let folder = folder.clone();
+    // What stays is named in the log, and found again by the next start in the folder.
+    let _ = spawn_blocking(move || release(&folder)).await;
 }
 
 /// The record of a complete machine and its living keeper.
@@ -107,6 +117,11 @@ pub(crate) struct Kept {
 impl Kept {
     pub(crate) fn new(spec: VmSpec, keeper: Keeper, here: Here) -> Self {
         Self { spec, keeper, here, cleared: AtomicBool::new(false) }
+    }
+
+    /// The monitor's process.
+    pub(crate) fn vmm_pid(&self) -> u32 {
+        self.here.vmm.pid
     }
 
     /// Whether the monitor still runs.
@@ -175,6 +190,7 @@ impl Kept {
             }
         }
         let folder = &self.spec.folder;
+        released(folder).await;
         for path in folder.all_files().iter().chain([&folder.record()]) {
             remove_file(path)?;
         }

@@ -7,6 +7,7 @@
 //! cloud_hypervisor    Cloud Hypervisor over its REST API
 //! keeper              the small process that is a monitor's parent and outlives the node
 //! launch              what both drivers do around a keeper
+//! seal                what shuts keeper and monitor off from the host, and limits them
 //! host                what the processor and kernel offer
 //! template, disk      the files that machines start from
 //! atomic_files        small files that are whole or absent, for this crate and those above
@@ -25,6 +26,7 @@ mod launch;
 mod probe;
 mod process;
 mod qemu;
+pub mod seal;
 mod sweep;
 mod sys;
 mod template;

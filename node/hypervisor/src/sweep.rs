@@ -6,6 +6,7 @@ use crate::VmFolder;
 use crate::durable::{read_json, remove_file};
 use crate::keeper::{Reply, Request, SCHEMA, VmRecord, ask_blocking};
 use crate::process::{ProcessRef, boot_id};
+use crate::seal::release;
 
 /// How long a keeper may take to answer; it does nothing else meanwhile.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -57,6 +58,7 @@ fn sweep_one(folder: &VmFolder) -> Swept {
             // A keeper that is ending closes its socket before it writes how its machine ended.
             end_processes(folder, None);
             if folder.end_record().exists() {
+                release(folder);
                 return Swept::Ended;
             }
             if clear(folder, None) { Swept::Cleared } else { Swept::Nothing }
@@ -67,6 +69,7 @@ fn sweep_one(folder: &VmFolder) -> Swept {
 /// Ends what runs and removes all files; whether there were any.
 fn clear(folder: &VmFolder, known: Option<[ProcessRef; 2]>) -> bool {
     end_processes(folder, known);
+    release(folder);
     let mut found = false;
     for path in folder.all_files().iter().chain([&folder.record()]) {
         found |= path.exists();

@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+pub(crate) mod seal;
+
 mod ioctls {
     // `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
     nix::ioctl_write_int!(ficlone, 0x94, 9);

@@ -17,6 +17,7 @@ use super::machine::{CloudHypervisorMachine, told};
 use crate::host::host_features;
 use crate::keeper::{KeeperConfig, KeeperProgram, ListenerConfig, SCHEMA, SpawnedKeeper, spawn};
 use crate::launch::{adoptable, check_files, clear_after, explained};
+use crate::seal::{SealRequest, findings};
 use crate::sys::landlock_version;
 use crate::{Hypervisor, MemorySource, Vm, VmError, VmFolder, VmSpec};
 
@@ -77,7 +78,7 @@ impl CloudHypervisorDriver {
             reason: config.reason.clone(),
             guest_address_randomization: true,
             network: GuestNetwork::None,
-            seal: fabric_types::Seal::default(),
+            seal: findings(&config.keeper).await,
         };
         let landlock = landlock_version() >= LANDLOCK_VERSION;
         Ok(Self { config, fit, isolation, landlock })
@@ -132,6 +133,11 @@ impl Hypervisor for CloudHypervisorDriver {
             // The monitor binds it by itself, and only removes it when it ends in order.
             remove: vec![folder.channel_socket()],
             ahead: false,
+            seal: SealRequest {
+                kvm: true,
+                write: vec![folder.dir.clone(), folder.run.clone()],
+                ..SealRequest::default()
+            },
         };
         let spawned = spawn(&self.config.keeper, &config).await?;
         let prepared = self.prepare(&spec).await;

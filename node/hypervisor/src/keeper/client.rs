@@ -1,15 +1,18 @@
 //! The node's side of a keeper's socket.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::protocol::{LINE_BYTES_MAX, PROTOCOL, Reply, Request, encode, read_line};
+use super::protocol::{LINE_BYTES_MAX, PROTOCOL, Reply, Request, encode, files_of, read_line};
 use crate::VmError;
 use crate::process::ProcessRef;
 
@@ -141,13 +144,26 @@ pub(crate) fn unexpected(command: &str, reply: &Reply) -> VmError {
 
 async fn exchange(stream: &mut BufReader<UnixStream>, request: &Request) -> io::Result<Reply> {
     let line = encode(request)?;
-    stream.get_mut().write_all(&line).await?;
+    let files = files_of(request)?;
+    let sent = if files.is_empty() { 0 } else { send_with(stream.get_ref(), &line, &files).await? };
+    stream.get_mut().write_all(&line[sent..]).await?;
     let mut answer = Vec::new();
     stream.take(LINE_BYTES_MAX).read_until(b'\n', &mut answer).await?;
     if answer.is_empty() {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
     }
     serde_json::from_slice(&answer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Sends the first bytes along with descriptors; answers how many went.
+async fn send_with(stream: &UnixStream, bytes: &[u8], files: &[File]) -> io::Result<usize> {
+    let descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    let send = || {
+        let control = [ControlMessage::ScmRights(&descriptors)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &control, flags, None).map_err(io::Error::from)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 /// The same question from a thread that may block, for the sweep of old folders.

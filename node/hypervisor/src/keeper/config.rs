@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use fabric_types::HypervisorKind;
+use fabric_types::{HypervisorKind, Seal};
 use serde::{Deserialize, Serialize};
 
 use crate::process::ProcessRef;
+use crate::seal::SealRequest;
 use crate::{VmFolder, VmSpec};
 
 /// Newest schema of `keeper.json`, `vm.json` and `ended.json` that this version reads and the one it writes.
@@ -28,6 +29,9 @@ pub(crate) struct KeeperConfig {
     /// Whether it is started ahead of its use: it may stay unconfirmed for as long as its creator's connection lives.
     #[serde(default)]
     pub(crate) ahead: bool,
+    /// How it is shut off from the host.
+    #[serde(default)]
+    pub(crate) seal: SealRequest,
 }
 
 /// One inherited socket.
@@ -47,6 +51,12 @@ pub(crate) struct VmRecord {
     pub(crate) keeper: ProcessRef,
     pub(crate) vmm: ProcessRef,
     pub(crate) spec: VmSpec,
+    /// The user that is the machine's while it lives.
+    #[serde(default)]
+    pub(crate) uid: Option<u32>,
+    /// What shuts it off from the host.
+    #[serde(default)]
+    pub(crate) seal: Seal,
 }
 
 /// How a machine ended, `ended.json`.
@@ -70,6 +80,11 @@ impl VmFolder {
 
     pub(crate) fn end_record(&self) -> PathBuf {
         self.dir.join("ended.json")
+    }
+
+    /// Where its cgroups are.
+    pub(crate) fn seal_record(&self) -> PathBuf {
+        self.dir.join("seal.json")
     }
 
     /// The guest's serial console, at most 512 KiB along with its elder `console.log.1`.
@@ -99,11 +114,6 @@ impl VmFolder {
         self.run.join("c")
     }
 
-    /// A link to the kernel, where a driver boots by one.
-    pub(crate) fn kernel_link(&self) -> PathBuf {
-        self.dir.join("kernel")
-    }
-
     /// Every file that a keeper, its monitor and their driver make, but for the record; `.tmp` is what is written before it gets its
     /// name.
     pub(crate) fn all_files(&self) -> Vec<PathBuf> {
@@ -114,8 +124,9 @@ impl VmFolder {
             self.monitor_socket(),
             self.channel_socket(),
             self.keeper_config(),
-            self.kernel_link(),
             self.record().with_extension("tmp"),
+            self.seal_record().with_extension("tmp"),
+            self.seal_record(),
             self.end_record().with_extension("tmp"),
             self.end_record(),
             elder(&console),

@@ -49,13 +49,12 @@ struct Mapping {
     length: u64,
 }
 
-/// Writes the private pages of `pid`'s mapping of `memory` into `pages` and their runs into `runs`; answers the bytes.
-pub(crate) fn save(pid: u32, memory: &Path, pages: &Path, runs: &Path) -> io::Result<u64> {
+/// Writes the private pages of `pid`'s mapping of `memory` into `file` and their runs into `runs`; answers the bytes.
+pub(crate) fn save(pid: u32, memory: &Path, file: &File, runs: &File) -> io::Result<u64> {
     let mappings = mappings_of(pid, memory)?;
     let found = private_runs(pid, &mappings)?;
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(pages)?;
     file.set_len(fs::metadata(memory)?.len())?;
-    allocate(&file, &found);
+    allocate(file, &found);
     let total = in_parallel(&found, |batch, buffer| {
         let remote = remote_pieces(&mappings, batch)?;
         if process_vm_readv(pid_of(pid), &mut [IoSliceMut::new(buffer)], &remote)? != buffer.len() {
@@ -69,16 +68,15 @@ pub(crate) fn save(pid: u32, memory: &Path, pages: &Path, runs: &Path) -> io::Re
         }
         Ok(())
     })?;
-    write_runs(runs, &found)?;
+    put_runs(runs, &found)?;
     Ok(total)
 }
 
-/// Lays the runs of `pages` over `pid`'s private mapping of `memory`; answers the bytes.
-pub(crate) fn lay(pid: u32, memory: &Path, pages: &Path, runs: &Path) -> io::Result<u64> {
+/// Lays the runs of `file` over `pid`'s private mapping of `memory`; answers the bytes.
+pub(crate) fn lay(pid: u32, memory: &Path, file: &File, runs: &File) -> io::Result<u64> {
     let mappings = mappings_of(pid, memory)?;
-    let wanted = read_runs(runs)?;
+    let wanted = take_runs(runs)?;
     check_runs(&wanted, fs::metadata(memory)?.len())?;
-    let file = File::open(pages)?;
     in_parallel(&wanted, |batch, buffer| {
         let mut at = 0;
         for &(offset, length) in batch {
@@ -134,17 +132,24 @@ fn in_parallel(runs: &[Run], each: impl Fn(&[Run], &mut [u8]) -> io::Result<()> 
 
 /// Writes runs as pairs of little-endian 64-bit numbers.
 pub(crate) fn write_runs(path: &Path, runs: &[Run]) -> io::Result<()> {
+    put_runs(&OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?, runs)
+}
+
+fn put_runs(mut file: &File, runs: &[Run]) -> io::Result<()> {
     let bytes: Vec<u8> =
         runs.iter().flat_map(|&(offset, length)| [offset.to_le_bytes(), length.to_le_bytes()]).flatten().collect();
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(&bytes)
 }
 
 /// Reads what `write_runs` wrote.
 pub(crate) fn read_runs(path: &Path) -> io::Result<Vec<Run>> {
+    take_runs(&File::open(path)?)
+}
+
+fn take_runs(file: &File) -> io::Result<Vec<Run>> {
     let mut bytes = Vec::new();
     // The largest guest (64 GiB) has at most 2^23 separate runs of 16 bytes.
-    File::open(path)?.take(1 << 27).read_to_end(&mut bytes)?;
+    file.take(1 << 27).read_to_end(&mut bytes)?;
     let number = |bytes: &[u8]| bytes.iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
     Ok(bytes.chunks_exact(16).map(|pair| (number(&pair[..8]), number(&pair[8..]))).collect())
 }

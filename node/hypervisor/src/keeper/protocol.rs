@@ -1,19 +1,32 @@
 //! The keeper's wire: one line of JSON asks, one line answers, each connection carries one question.
 //!
+//! A keeper's files are those of its seal, so the files of `SavePages` and `LayPages` travel with the question, opened, as
+//! descriptors: `pages`, then `runs`. A keeper that gets none opens them by their names.
+//!
 //! A keeper outlives the node that started it, so a newer node meets older keepers: [`PROTOCOL`] is in the greeting,
 //! and a node refuses one that it doesn't know.
 
-use std::io::{self, BufRead, Read};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use nix::cmsg_space;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
 use crate::process::ProcessRef;
+use crate::sys::seal::received;
 
 /// Number of this wire.
 pub(crate) const PROTOCOL: u32 = 1;
 /// Longest line either way, bytes: paths (4 KiB each, three at most) and a sentence.
 pub(crate) const LINE_BYTES_MAX: u64 = 32 << 10;
+
+/// Descriptors of one question.
+const DESCRIPTORS_MAX: usize = 2;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +102,55 @@ pub(crate) enum Reply {
         /// A sentence.
         message: String,
     },
+}
+
+/// A stream's bytes, with the descriptors that come along (unix(7), `SCM_RIGHTS`).
+pub(crate) struct Incoming<'a> {
+    stream: &'a UnixStream,
+    descriptors: Vec<OwnedFd>,
+}
+
+impl<'a> Incoming<'a> {
+    pub(crate) fn new(stream: &'a UnixStream) -> Self {
+        Self { stream, descriptors: Vec::new() }
+    }
+
+    /// What came so far, as files.
+    pub(crate) fn files(&mut self) -> Vec<File> {
+        self.descriptors.drain(..).map(File::from).collect()
+    }
+}
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut control = cmsg_space!([RawFd; DESCRIPTORS_MAX]);
+        let mut pieces = [IoSliceMut::new(buffer)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(self.stream.as_raw_fd(), &mut pieces, Some(&mut control), flags)?;
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(descriptors) = control {
+                self.descriptors.extend(descriptors.into_iter().map(received));
+            }
+        }
+        // A peer that sends more and more of them is not ours.
+        self.descriptors.truncate(DESCRIPTORS_MAX);
+        Ok(message.bytes)
+    }
+}
+
+/// Opens the files that a request is about, for the keeper, and makes those that it fills.
+pub(crate) fn files_of(request: &Request) -> io::Result<Vec<File>> {
+    let made = |path: &PathBuf| {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600).open(path)
+    };
+    match request {
+        Request::SavePages { pages, runs, .. } => Ok(vec![made(pages)?, made(runs)?]),
+        Request::LayPages { pages, runs, .. } => Ok(vec![File::open(pages)?, File::open(runs)?]),
+        Request::Hello | Request::Confirm | Request::Wait | Request::Deadline { .. } | Request::End { .. } => {
+            Ok(Vec::new())
+        }
+    }
 }
 
 /// Reads one line, without its end; none at the end of the stream. A longer or unfinished line is an error.

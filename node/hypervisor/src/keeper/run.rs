@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use super::protocol::Reply;
 use super::serve::{Machine, refuse_one, serve};
 use crate::durable::{read_json, remove_file, write_json};
 use crate::process::ProcessRef;
+use crate::seal::{self, Handout, OomCounter, Sealed, Sealing};
 use crate::{VmError, sys};
 
 /// How long a machine may stay unconfirmed: ten times what a restore takes on a busy host.
@@ -32,6 +34,9 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
 const FOLDER_EVERY: Duration = Duration::from_secs(10);
 /// Bytes read from the monitor's output at once: a pipe's size.
 const OUTPUT_BYTES: usize = 64 << 10;
+
+/// How a machine ends that the kernel kills for its cgroup's limit.
+const OUT_OF_MEMORY: &str = "it was killed for using more than its limit of memory on the host";
 
 /// Why a keeper couldn't start its machine.
 #[derive(Debug, Error)]
@@ -46,6 +51,8 @@ enum StartError {
     Listen { path: PathBuf, source: io::Error },
     #[error("can't run {program}: {source}")]
     Program { program: PathBuf, source: io::Error },
+    #[error("can't seal the machine: {0}")]
+    Seal(io::Error),
     #[error(transparent)]
     Plug(#[from] PlugError),
 }
@@ -54,6 +61,7 @@ enum StartError {
 struct Started {
     child: Child,
     vmm: ProcessRef,
+    sealed: Sealed,
     /// What serves its network beside it.
     helper: Option<Helper>,
 }
@@ -73,6 +81,12 @@ pub fn keeper_main(args: &[OsString]) -> ExitCode {
 }
 
 fn run(args: &[OsString]) -> Result<(), StartError> {
+    match args {
+        [word] if word == seal::NOTHING => return Ok(()),
+        [word] if word == seal::TRIAL => return seal::trial().map_err(StartError::Seal),
+        [word, folder] if word == seal::TRIAL_IN => return seal::trial_in(Path::new(folder)).map_err(StartError::Seal),
+        _ => {}
+    }
     let [flag, path] = args else { return Err(StartError::Usage) };
     if flag != "--config" {
         return Err(StartError::Usage);
@@ -83,8 +97,8 @@ fn run(args: &[OsString]) -> Result<(), StartError> {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("use its socket"))?;
     let listener = UnixListener::from(stdin);
     match start(&config) {
-        Ok(Started { child, vmm, helper }) => {
-            let ended = Watch::new(config, listener, child, vmm).and_then(Watch::run);
+        Ok(Started { child, vmm, sealed, helper }) => {
+            let ended = Watch::new(config, listener, child, vmm, sealed).and_then(Watch::run);
             drop(helper);
             ended
         }
@@ -112,6 +126,7 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> StartError {
 fn start(config: &KeeperConfig) -> Result<Started, StartError> {
     let mut arguments = config.arguments.clone();
     let mut inherited = Vec::new();
+    let mut sealing = Sealing::limits(config);
     // First, while nothing else is inheritable: its helper is a program too.
     let plug = plug(&config.spec.network)?;
     if let Some(plug) = &plug {
@@ -130,13 +145,23 @@ fn start(config: &KeeperConfig) -> Result<Started, StartError> {
         }
         inherited.push(socket);
     }
-    let mut command = Command::new(&config.program);
+    let failed = |source| StartError::Program { program: config.program.clone(), source };
+    let program = sealing.enclose(config).map_err(failed)?;
+    let mut command = Command::new(program);
     command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    sys::die_with_parent(&mut command);
-    let child = command.spawn().map_err(|source| StartError::Program { program: config.program.clone(), source })?;
+    sealing.command(config, &mut command).map_err(StartError::Seal)?;
+    let mut child = command.spawn().map_err(failed)?;
+    // It holds the other end of what the monitor's process reports on.
+    drop(command);
+    let sealed = sealing.settle().map_err(|error| {
+        // It may have ended by itself already.
+        let _ = child.kill();
+        let _ = child.wait();
+        StartError::Seal(error)
+    })?;
     // A monitor that ends at once is a zombie until it is reaped, so its number and start are still there.
     let vmm = ProcessRef::of(child.id()).map_err(system("see its monitor"))?;
-    Ok(Started { child, vmm, helper: plug.and_then(|plug| plug.helper) })
+    Ok(Started { child, vmm, sealed, helper: plug.and_then(|plug| plug.helper) })
 }
 
 /// One of the monitor's outputs and the log it goes to.
@@ -179,6 +204,8 @@ struct Watch {
     pidfd: OwnedFd,
     console: Output,
     errors: Output,
+    handout: Option<Handout>,
+    oom: Option<OomCounter>,
     started: Instant,
     looked: Instant,
 }
@@ -189,13 +216,26 @@ impl Watch {
         listener: UnixListener,
         mut child: Child,
         vmm: ProcessRef,
+        sealed: Sealed,
     ) -> Result<Self, StartError> {
         let folder = config.spec.folder.clone();
         let pidfd = sys::pidfd_open(vmm.pid).map_err(system("watch its monitor"))?;
         let console = Output::new(child.stdout.take().map(Into::into), folder.console_log())?;
         let errors = Output::new(child.stderr.take().map(Into::into), folder.vmm_log())?;
-        let machine = Arc::new(Machine::new(config, vmm).map_err(system("make a timer"))?);
-        Ok(Self { machine, listener, child, pidfd, console, errors, started: Instant::now(), looked: Instant::now() })
+        let Sealed { seal, claim, handout, oom } = sealed;
+        let machine = Machine::new(config, vmm, claim, seal).map_err(system("make a timer"))?;
+        Ok(Self {
+            machine: Arc::new(machine),
+            listener,
+            child,
+            pidfd,
+            console,
+            errors,
+            handout,
+            oom,
+            started: Instant::now(),
+            looked: Instant::now(),
+        })
     }
 
     fn run(mut self) -> Result<(), StartError> {
@@ -210,21 +250,31 @@ impl Watch {
     /// Waits for one event and handles it; true when the monitor has ended.
     fn turn(&mut self, buffer: &mut [u8]) -> Result<bool, StartError> {
         let timeout = self.next_look();
-        let ready = {
+        let (ready, first_output) = {
             let mut fds = vec![
                 readable(self.pidfd.as_fd()),
                 readable(self.machine.deadline().as_fd()),
                 readable(self.listener.as_fd()),
             ];
+            // What the monitor's opens are answered with comes first: it waits.
+            let asks = self.handout.as_ref().and_then(Handout::listener);
+            fds.extend(asks.map(readable));
+            let first_output = fds.len();
             let outputs = [&self.console, &self.errors].map(|output| output.pipe.as_ref().map(AsFd::as_fd));
             fds.extend(outputs.iter().flatten().map(|&pipe| readable(pipe)));
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(system("wait")(error.into())),
             }
-            fds.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<bool>>()
+            (fds.iter().map(|fd| fd.any().unwrap_or(false)).collect::<Vec<bool>>(), first_output)
         };
-        if ready[3..].contains(&true) {
+        if first_output > 3
+            && ready[3]
+            && let Some(handout) = &mut self.handout
+        {
+            handout.serve();
+        }
+        if ready[first_output..].contains(&true) {
             self.console.drain(buffer);
             self.errors.drain(buffer);
         }
@@ -260,16 +310,22 @@ impl Watch {
             return;
         }
         self.looked = Instant::now();
-        let gone = fs::metadata(&self.machine.config().spec.folder.dir);
-        if gone.is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        // A folder that is mounted here has no links left when it is gone on the host.
+        let gone = match fs::metadata(&self.machine.config().spec.folder.dir) {
+            Ok(about) => about.nlink() == 0,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if gone {
             self.machine.kill("its folder was removed");
         }
     }
 
     /// Notes and tells how it ended, and removes what can't be used again.
-    fn finish(self, status: ExitStatus) -> Result<(), StartError> {
+    fn finish(mut self, status: ExitStatus) -> Result<(), StartError> {
         self.machine.finish_recording();
-        let how = how(self.machine.reason(), status, &self.errors.log.last_line());
+        let starved = self.oom.as_mut().is_some_and(OomCounter::has_killed) && status.signal().is_some();
+        let reason = self.machine.reason().or(starved.then_some(OUT_OF_MEMORY));
+        let how = how(reason, status, &self.errors.log.last_line());
         let config = self.machine.config();
         remove_sockets(config);
         let folder = &config.spec.folder;
@@ -308,7 +364,8 @@ fn how(reason: Option<&str>, status: ExitStatus, last_error: &str) -> String {
     };
     match reason {
         Some(reason) => reason.to_owned(),
-        None if last_error.is_empty() || status.success() => cause,
+        // Monitors warn of what is meant (a card without a far side): that is no cause.
+        None if last_error.is_empty() || last_error.contains("warning:") || status.success() => cause,
         None => format!("{cause}: {last_error}"),
     }
 }
@@ -323,6 +380,7 @@ mod tests {
         assert_eq!(how(Some("its deadline passed"), ExitStatus::from_raw(9), "x"), "its deadline passed");
         assert_eq!(how(None, ExitStatus::from_raw(9), ""), "the monitor was killed by signal 9");
         assert_eq!(how(None, exited(1), "no such disk"), "the monitor exited with status 1: no such disk");
+        assert_eq!(how(None, ExitStatus::from_raw(9), "x: warning: y"), "the monitor was killed by signal 9");
         assert!(how(None, exited(0), "a warning").ends_with("(the guest powered off or reset)"));
     }
 

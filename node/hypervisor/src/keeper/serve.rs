@@ -1,5 +1,6 @@
 //! The keeper's connections: a small thread for each, and the machine's state that they share.
 
+use std::fs::File;
 use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
@@ -10,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fabric_types::Seal;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, recv};
@@ -18,9 +20,10 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use super::config::{KeeperConfig, SCHEMA, VmRecord};
 use super::pages;
-use super::protocol::{PROTOCOL, Reply, Request, encode, read_line};
+use super::protocol::{Incoming, PROTOCOL, Reply, Request, encode, files_of, read_line};
 use crate::durable::write_json;
 use crate::process::{ProcessRef, boot_id, pid_of};
+use crate::seal::Claim;
 
 /// Connections at once: a node has two open and asks one thing more; the rest is slack for a second node taking over.
 const CONNECTIONS_MAX: usize = 16;
@@ -37,6 +40,8 @@ const REFUSE_LIMIT: Duration = Duration::from_secs(5);
 pub(super) struct Machine {
     config: KeeperConfig,
     vmm: ProcessRef,
+    claim: Option<Claim>,
+    seal: Seal,
     deadline: TimerFd,
     state: Mutex<State>,
     reaped: Condvar,
@@ -58,12 +63,14 @@ struct State {
 }
 
 impl Machine {
-    pub(super) fn new(config: KeeperConfig, vmm: ProcessRef) -> io::Result<Self> {
+    pub(super) fn new(config: KeeperConfig, vmm: ProcessRef, claim: Option<Claim>, seal: Seal) -> io::Result<Self> {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let deadline = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
         Ok(Self {
             config,
             vmm,
+            claim,
+            seal,
             deadline,
             state: Mutex::default(),
             reaped: Condvar::new(),
@@ -188,7 +195,7 @@ fn answer(mut stream: &UnixStream, reply: &Reply) {
 
 fn connection(machine: &Machine, stream: UnixStream) -> io::Result<()> {
     stream.set_read_timeout(Some(PEER_LIMIT))?;
-    let mut reader = BufReader::with_capacity(1024, &stream);
+    let mut reader = BufReader::with_capacity(1024, Incoming::new(&stream));
     let Some(line) = read_line(&mut reader)? else { return Ok(()) };
     let reply = match serde_json::from_slice(&line) {
         Ok(Request::Hello) => return greet(machine, &stream, reader),
@@ -196,7 +203,7 @@ fn connection(machine: &Machine, stream: UnixStream) -> io::Result<()> {
         Ok(Request::End { grace_ms }) => {
             return end(machine, stream.try_clone()?, Duration::from_millis(grace_ms.into()));
         }
-        Ok(request) => perform(machine, &request),
+        Ok(request) => perform(machine, &request, reader.get_mut().files()),
         Err(error) => Reply::Failed { message: format!("that is no request: {error}") },
     };
     answer(&stream, &reply);
@@ -205,7 +212,7 @@ fn connection(machine: &Machine, stream: UnixStream) -> io::Result<()> {
 
 /// Greets. The first greeting is the creator's: the record is written while the monitor starts, and until the creator
 /// has confirmed, the end of its connection is the end of the machine.
-fn greet(machine: &Machine, stream: &UnixStream, mut reader: BufReader<&UnixStream>) -> io::Result<()> {
+fn greet(machine: &Machine, stream: &UnixStream, mut reader: BufReader<Incoming<'_>>) -> io::Result<()> {
     let keeper = ProcessRef::of(std::process::id())?;
     let (first, confirmed) = {
         let mut state = machine.state();
@@ -243,6 +250,8 @@ fn record(machine: &Machine, keeper: ProcessRef) -> Result<(), String> {
         keeper,
         vmm: machine.vmm,
         spec: config.spec.clone(),
+        uid: machine.claim.as_ref().map(|claim| claim.uid),
+        seal: machine.seal.clone(),
     };
     let _recording = machine.recording.lock().unwrap_or_else(PoisonError::into_inner);
     if machine.state().reaped {
@@ -283,12 +292,15 @@ fn end(machine: &Machine, stream: UnixStream, grace: Duration) -> io::Result<()>
     Ok(())
 }
 
-fn perform(machine: &Machine, request: &Request) -> Reply {
+fn perform(machine: &Machine, request: &Request, given: Vec<File>) -> Reply {
     let start = Instant::now();
+    let pid = machine.vmm.pid;
+    // As the node opened them; else as this keeper can.
+    let files = || if given.is_empty() { files_of(request) } else { Ok(given) };
     let moved = match request {
         Request::Deadline { boottime_ms } => return set_deadline(machine, *boottime_ms),
-        Request::SavePages { memory, pages, runs } => pages::save(machine.vmm.pid, memory, pages, runs),
-        Request::LayPages { memory, pages, runs } => pages::lay(machine.vmm.pid, memory, pages, runs),
+        Request::SavePages { memory, .. } => with_two(files(), |pages, runs| pages::save(pid, memory, pages, runs)),
+        Request::LayPages { memory, .. } => with_two(files(), |pages, runs| pages::lay(pid, memory, pages, runs)),
         Request::Confirm => return Reply::Failed { message: "only the creating connection confirms".to_owned() },
         Request::Hello | Request::Wait | Request::End { .. } => {
             return Reply::Failed { message: "answered elsewhere".to_owned() };
@@ -297,6 +309,13 @@ fn perform(machine: &Machine, request: &Request) -> Reply {
     match moved {
         Ok(bytes) => Reply::Pages { bytes, took_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX) },
         Err(error) => Reply::Failed { message: format!("the machine's pages can't be moved: {error}") },
+    }
+}
+
+fn with_two(files: io::Result<Vec<File>>, work: impl FnOnce(&File, &File) -> io::Result<u64>) -> io::Result<u64> {
+    match files?.as_slice() {
+        [pages, runs] => work(pages, runs),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "pages and runs come as two descriptors or none")),
     }
 }
 

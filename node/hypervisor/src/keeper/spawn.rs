@@ -14,6 +14,7 @@ use super::config::KeeperConfig;
 use crate::durable::remove_file;
 use crate::launch::{EXIT_LIMIT, clear_after, last_line};
 use crate::process::ProcessRef;
+use crate::seal::{SealMode, SealRequest, release};
 use crate::{VmError, VmFolder};
 
 /// Longest path of a socket, bytes: `sun_path` less its end (unix(7)).
@@ -51,6 +52,8 @@ pub(crate) struct SpawnedKeeper {
 pub(crate) async fn spawn(program: &KeeperProgram, config: &KeeperConfig) -> Result<SpawnedKeeper, VmError> {
     let folder = &config.spec.folder;
     let listener = prepare(folder)?;
+    let seal = SealRequest { mode: SealMode::from_environment(), ..config.seal.clone() };
+    let config = &KeeperConfig { seal, ..config.clone() };
     let spawned = start(program, config, listener).await;
     if spawned.is_err() {
         clear_after(folder, None).await;
@@ -145,6 +148,7 @@ fn prepare(folder: &VmFolder) -> Result<UnixListener, VmError> {
     if UnixStream::connect(&path).is_ok() {
         return Err(failed(io::Error::new(io::ErrorKind::AddrInUse, "another machine's keeper lives in this folder")));
     }
+    release(folder);
     for path in folder.all_files().iter().chain([&folder.record()]) {
         remove_file(path)?;
     }

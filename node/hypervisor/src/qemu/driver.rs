@@ -18,6 +18,7 @@ use super::start::{QemuSpare, Started};
 use crate::host::host_features;
 use crate::keeper::{KeeperProgram, check_runs};
 use crate::launch::{adoptable, check_files};
+use crate::seal::findings;
 use crate::template::{self, TemplateManifest};
 use crate::{Hypervisor, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
 
@@ -82,7 +83,7 @@ impl QemuDriver {
             reason: config.reason.clone(),
             guest_address_randomization: accelerator != Accelerator::Tcg,
             network: GuestNetwork::None,
-            seal: fabric_types::Seal::default(),
+            seal: findings(&config.keeper).await,
         };
         Ok(Self { config, fit, isolation })
     }

@@ -25,6 +25,9 @@ use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm
 /// How long writing a template's device state may take: some 300 KiB, plus what the guest's disk still flushes.
 const SAVE_LIMIT: Duration = Duration::from_secs(15);
 
+/// Number under which the file for a snapshot's device state is lent; verbs take turns, so one is enough.
+const STATE_SET: u32 = 1;
+
 /// A machine.
 #[derive(Debug)]
 pub(super) struct QemuMachine {
@@ -72,8 +75,10 @@ impl QemuMachine {
 
     /// Writes the stopped machine's device state, private pages and disk, the last two at once.
     async fn write_snapshot(&self, files: &SnapshotFiles, runs: PathBuf, template: &Path) -> Result<(), VmError> {
-        let arguments = json!({ "filename": files.device_state, "live": false });
-        self.execute("xen-save-devices-state", arguments).await?;
+        let state = self.qmp.lend_descriptor(STATE_SET, create_for_qemu(&files.device_state)?).await?;
+        let saved = self.execute("xen-save-devices-state", json!({ "filename": state, "live": false })).await;
+        self.qmp.take_back(STATE_SET).await?;
+        saved?;
         let memory = template::memory_file(template);
         let request = Request::SavePages { memory, pages: files.pages.clone(), runs };
         let (own, copy) = (self.kept.spec.disk.clone(), files.disk.clone());

@@ -99,6 +99,17 @@ impl Qmp {
         self.send("getfd", json!({ "fdname": name }), Some(descriptor), COMMAND_LIMIT).await.map(drop)
     }
 
+    /// Hands a descriptor to QEMU for what opens files by name; answers the name. QEMU's files are those of its seal.
+    pub(super) async fn lend_descriptor(&self, set: u32, descriptor: OwnedFd) -> Result<String, VmError> {
+        self.send("add-fd", json!({ "fdset-id": set }), Some(descriptor), COMMAND_LIMIT).await?;
+        Ok(format!("/dev/fdset/{set}"))
+    }
+
+    /// Has QEMU let go of what was lent.
+    pub(super) async fn take_back(&self, set: u32) -> Result<(), VmError> {
+        self.execute("remove-fd", json!({ "fdset-id": set })).await.map(drop)
+    }
+
     /// Starts a migration command and waits until it has completed.
     pub(super) async fn migrate(
         &self,

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fabric_types::{Fit, HypervisorKind};
+use fabric_types::{Accelerator, Fit, HypervisorKind};
 use serde_json::json;
 
 use super::command::arguments;
@@ -28,6 +28,7 @@ use crate::keeper::{
     Creator, Here, Keeper, KeeperConfig, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
 };
 use crate::launch::{clear_after, explained};
+use crate::seal::SealRequest;
 use crate::{MemorySource, Spare, Vm, VmError, VmFolder, VmSpec, template};
 
 /// How long loading a machine's device state may take: it is some 300 KiB.
@@ -65,6 +66,7 @@ impl Started {
             listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
             remove: vec![runs_file(folder)],
             ahead,
+            seal: SealRequest { kvm: fit.accelerator == Accelerator::Kvm, ..SealRequest::default() },
         };
         let SpawnedKeeper { keeper, creator, here } = spawn(&config.keeper, &keeper_config).await?;
         match ready(&spec, state).await {
