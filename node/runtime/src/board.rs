@@ -2,11 +2,11 @@
 //!
 //! The lock is held for map look-ups alone, never across an await; readers outside get watches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fabric_types::{Generation, Phase, SandboxId, UnixMillis};
+use fabric_types::{Digest, Generation, Phase, SandboxId, UnixMillis};
 use tokio::sync::{Notify, watch};
 
 use crate::activity;
@@ -74,6 +74,16 @@ impl Board {
     /// All drivers.
     pub(crate) fn all(&self) -> Vec<Handle> {
         self.lock().handles.values().cloned().collect()
+    }
+
+    /// Manifests in the snapshot store that archived sandboxes of this node stand on.
+    pub(crate) fn archives(&self) -> BTreeSet<Digest> {
+        self.lock().handles.values().filter_map(Handle::archive).collect()
+    }
+
+    /// Whether another sandbox than this stands on a manifest: equal disks have one.
+    pub(crate) fn archived_elsewhere(&self, manifest: Digest, but: &SandboxId) -> bool {
+        self.lock().handles.values().any(|handle| handle.id != *but && handle.archive() == Some(manifest))
     }
 
     /// Enters a sandbox that isn't here, with the driver that `make` starts.
@@ -217,7 +227,8 @@ mod tests {
         (chance[0], chance[1]) = (number / 36, number % 36);
         spec.id = SandboxId::new(&region, chance);
         let (id, generation) = (spec.id.clone(), Generation(generation));
-        let state = State { spec: Arc::new(spec), phase: Phase::Placed, link: None };
+        let (spec, phase) = (Arc::new(spec), Phase::Placed);
+        let state = State { spec, phase, link: None, archive: None, refused: None };
         board.enter(&id, generation, || handle(state, generation, UnixMillis(0), UnixMillis(0)).0)
     }
 

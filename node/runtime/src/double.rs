@@ -9,19 +9,24 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use fabric_types::{Accelerator, Digest, Fit, GuestNetwork, HypervisorKind, Isolation};
 use guest_proto::session::guest::Listener;
-use guest_proto::surface::{ExecReply, Health, Identity, IdentityAck, PROTOCOL};
+use guest_proto::surface::{DiskSize, ExecReply, Health, Identity, IdentityAck, PROTOCOL};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use node_hypervisor::{
-    Counters, Hypervisor, MemorySource, SnapshotTaken, Vm, VmError, VmFolder, VmSpec, VmState, template_disk,
-    template_memory,
+    Counters, Hypervisor, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmFolder, VmSpec, VmState,
+    copy_sparse, template_disk, template_memory,
 };
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
+
+use crate::cut;
+
+/// The unit of a double's memory, bytes.
+const PAGE: usize = 4096;
 
 /// What the double's machines do wrong.
 #[derive(Debug, Default)]
@@ -30,6 +35,8 @@ pub(crate) struct Faults {
     pub(crate) creations: AtomicUsize,
     /// So many real identities are refused.
     pub(crate) identities: AtomicUsize,
+    /// So many snapshots fail.
+    pub(crate) snapshots: AtomicUsize,
 }
 
 /// The double. Its machines outlive it as long as the `Arc` does, like real ones outlive a node.
@@ -46,6 +53,10 @@ pub(crate) struct Machine {
     spec: VmSpec,
     state: watch::Sender<VmState>,
     pub(crate) identity: Mutex<Option<Identity>>,
+    /// What its guest has in memory beside its identity: a snapshot takes both, a restore brings both back.
+    pub(crate) memory: Mutex<String>,
+    /// Bytes that its disk has for the guest's kernel, and for the guest's file system.
+    disk_bytes: [AtomicU64; 2],
     faults: Arc<Faults>,
 }
 
@@ -65,6 +76,7 @@ impl Double {
             reason: "a test".to_owned(),
             guest_address_randomization: false,
             network: GuestNetwork::None,
+            seal: fabric_types::Seal::default(),
         };
         let (faults, created, machines) = (Arc::default(), AtomicU64::new(0), Mutex::default());
         Arc::new(Self { fit, isolation, faults, created, machines })
@@ -73,7 +85,7 @@ impl Double {
     /// Machines that haven't ended.
     pub(crate) fn living(&self) -> Vec<Arc<Machine>> {
         let machines = self.machines.lock().expect("no test panics in here");
-        machines.values().filter(|machine| *machine.state.borrow() != VmState::Ended).cloned().collect()
+        machines.values().filter(|machine| machine.lives()).cloned().collect()
     }
 
     /// The living machine of a sandbox, by the identity that it was given.
@@ -94,6 +106,29 @@ impl Machine {
     pub(crate) fn state(&self) -> VmState {
         *self.state.borrow()
     }
+
+    /// Whether it hasn't ended. Where a machine is ended without its driver, it goes with its folder.
+    fn lives(&self) -> bool {
+        self.state() != VmState::Ended && self.spec.folder.dir.exists()
+    }
+
+    /// What it was made from.
+    pub(crate) fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Bytes of the guest's file system.
+    pub(crate) fn file_system_bytes(&self) -> u64 {
+        self.disk_bytes[1].load(Ordering::Relaxed)
+    }
+}
+
+/// What a snapshot has of a guest: its identity and the rest of its memory.
+fn thaw(files: &SnapshotFiles) -> (Option<Identity>, String) {
+    let state = std::fs::read(&files.device_state).expect("a snapshot's device state");
+    let pages = std::fs::read(&files.pages).expect("a snapshot's pages");
+    let text = String::from_utf8(pages).expect("a double's memory is text");
+    (serde_json::from_slice(&state).expect("an identity"), text.trim_end_matches('\0').to_owned())
 }
 
 #[async_trait]
@@ -107,6 +142,7 @@ impl Hypervisor for Double {
     }
 
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
+        cut::point().await;
         if take(&self.faults.creations) {
             return Err(refused("create", "a fault of the test"));
         }
@@ -114,7 +150,22 @@ impl Hypervisor for Double {
         self.created.fetch_add(1, Ordering::Relaxed);
         let dir = spec.folder.dir.clone();
         let state = watch::Sender::new(VmState::Paused);
-        let machine = Arc::new(Machine { spec, state, identity: Mutex::default(), faults: self.faults.clone() });
+        let (identity, memory) = match &spec.memory {
+            MemorySource::Restore { snapshot, .. } => thaw(snapshot),
+            MemorySource::Boot
+            | MemorySource::BootTemplate { .. }
+            | MemorySource::BootOver { .. }
+            | MemorySource::Clone { .. } => Default::default(),
+        };
+        let bytes = std::fs::metadata(&spec.disk).expect("it is there").len();
+        let machine = Arc::new(Machine {
+            spec,
+            state,
+            identity: Mutex::new(identity),
+            memory: Mutex::new(memory),
+            disk_bytes: [AtomicU64::new(bytes), AtomicU64::new(bytes)],
+            faults: self.faults.clone(),
+        });
         self.machines.lock().expect("no test panics in here").insert(dir, machine.clone());
         Ok(Box::new(Handle(machine, self.fit.clone())))
     }
@@ -122,7 +173,7 @@ impl Hypervisor for Double {
     async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError> {
         let machine = self.machines.lock().expect("no test panics in here").get(&folder.dir).cloned();
         match machine {
-            Some(machine) if machine.state() != VmState::Ended => Ok(Box::new(Handle(machine, self.fit.clone()))),
+            Some(machine) if machine.lives() => Ok(Box::new(Handle(machine, self.fit.clone()))),
             _ => Err(VmError::Ended { label: "double".to_owned(), how: "a test ended it".to_owned() }),
         }
     }
@@ -137,10 +188,12 @@ impl Vm for Handle {
     }
 
     async fn resume(&self) -> Result<(), VmError> {
+        cut::point().await;
         self.set(VmState::Running)
     }
 
     async fn pause(&self) -> Result<(), VmError> {
+        cut::point().await;
         self.set(VmState::Paused)
     }
 
@@ -157,8 +210,36 @@ impl Vm for Handle {
         Ok(())
     }
 
-    async fn snapshot(&self, _into: &Path) -> Result<SnapshotTaken, VmError> {
-        Err(refused("snapshot", "the double has no memory"))
+    async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError> {
+        cut::point().await;
+        if matches!(self.0.spec.memory, MemorySource::Boot | MemorySource::BootTemplate { .. }) {
+            return Err(VmError::Unsupported { verb: "snapshot", why: "the double was booted".to_owned() });
+        }
+        if take(&self.0.faults.snapshots) {
+            return Err(refused("snapshot", "a fault of the test"));
+        }
+        let file = |name: &str| into.join(name);
+        let files = SnapshotFiles {
+            device_state: file("state"),
+            pages: file("pages"),
+            runs: vec![(0, PAGE as u64)],
+            disk: file("disk"),
+        };
+        let identity = self.0.identity.lock().expect("no test panics in here").clone();
+        std::fs::write(&files.device_state, serde_json::to_vec(&identity).expect("JSON")).expect("written");
+        let mut pages = self.0.memory.lock().expect("no test panics in here").clone().into_bytes();
+        pages.resize(PAGE, 0);
+        std::fs::write(&files.pages, pages).expect("written");
+        copy_sparse(&self.0.spec.disk, &files.disk)?;
+        Ok(SnapshotTaken { files, stop_us: 1 })
+    }
+
+    async fn resize_disk(&self, bytes: u64) -> Result<(), VmError> {
+        cut::point().await;
+        let there = std::fs::metadata(&self.0.spec.disk).expect("it is there").len();
+        assert_eq!(there, bytes, "the file grows first");
+        self.0.disk_bytes[0].store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn channel(&self) -> Result<UnixStream, VmError> {
@@ -178,6 +259,7 @@ impl Vm for Handle {
     }
 
     async fn shutdown(&self) -> Result<(), VmError> {
+        cut::point().await;
         self.0.die();
         Ok(())
     }
@@ -252,6 +334,12 @@ async fn answer(
             let generation = identity.generation;
             *machine.identity.lock().expect("no test panics in here") = Some(identity);
             serde_json::to_value(IdentityAck { generation, took_us: 1 })
+        }
+        "/v1/disk/grow" => {
+            let [device, file_system] = &machine.disk_bytes;
+            let bytes = device.load(Ordering::Relaxed);
+            file_system.store(bytes, Ordering::Relaxed);
+            serde_json::to_value(DiskSize { bytes })
         }
         "/v1/shutdown" => {
             machine.die();

@@ -75,6 +75,8 @@ pub(crate) fn make_folder(path: &Path) -> Result<(), RuntimeError> {
 
 /// Runs blocking work off the runtime's threads.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    #[cfg(test)]
+    crate::cut::point().await;
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(ended) => match ended.try_into_panic() {

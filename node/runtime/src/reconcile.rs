@@ -1,21 +1,23 @@
 //! Intent against what is observed: a pure step that decides what to do next.
 //!
 //! ```text
-//!              running        paused         stopped        (not in the intents)
-//! (unknown)    run            run            lost           -
-//! placed       -              -              -              delete *
-//! running      -              pause          stop           delete *
-//! paused       resume         -              stop           delete *
-//! stopped      start          start          -              delete *
-//! failed       -              -              -              delete *
+//!              running        paused         stopped        archived       (not in the intents)
+//! (unknown)    run            run            lost           lost           -
+//! placed       -              -              -              -              delete *
+//! running      -              pause          stop           stop           delete *
+//! paused       resume         -              stop           stop           delete *
+//! stopped      start          start          -              archive        delete *
+//! archived     start          start          -              -              delete *
+//! failed       -              -              -              -              delete *
 //!   * unless it began less than UNCOMMITTED_GRACE_MS ago: a create runs beside its commit
 //! ```
+//! An unknown child of a fork is waited for and then lost: what it was made from is gone.
 //! Phases on their way somewhere are left alone; the next step sees where they arrived. An older intent never undoes
 //! what was asked directly after it was made (`Seen::outdated`), and never brings back what was deleted (`buried`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fabric_types::{Desired, Generation, Phase, SandboxId, SandboxSpec, UnixMillis};
+use fabric_types::{Desired, Generation, Phase, SandboxId, SandboxSpec, Source, UnixMillis};
 
 use crate::{Intent, RunRequest, UNCOMMITTED_GRACE_MS, Verb};
 
@@ -34,6 +36,8 @@ pub(crate) struct Seen {
     pub(crate) idle: bool,
     /// Something was asked of it directly after the intents came.
     pub(crate) outdated: bool,
+    /// The newest spec that it can't take.
+    pub(crate) refused: Option<SandboxSpec>,
 }
 
 /// Why an unknown sandbox isn't run just now.
@@ -54,7 +58,7 @@ pub(crate) enum Command {
     Act(SandboxId, Generation, Verb),
     /// Its labels, intervals or name have changed.
     Update(Box<SandboxSpec>),
-    /// Consensus knows it as stopped here, and there is no disk of it: say so.
+    /// Consensus knows it as stopped here, or as a fork's child, and there is nothing of it: say so.
     Lost(Box<RunRequest>),
 }
 
@@ -91,6 +95,11 @@ fn unknown(intent: &Intent, held_back: Option<&HeldBack>, now: UnixMillis) -> Op
         Some(HeldBack::Buried(_) | HeldBack::Until(_)) | None => {}
     }
     let request = Box::new(RunRequest { spec: intent.spec.clone(), generation: intent.generation });
+    if let Source::Fork { .. } = intent.spec.source {
+        // A fork makes its children from one stop, beside this; afterwards there is nothing left to make one from.
+        let forking = now.since(intent.spec.created_at) < UNCOMMITTED_GRACE_MS;
+        return (!forking).then_some(Command::Lost(request));
+    }
     Some(match intent.desired {
         Desired::Running | Desired::Paused => Command::Run(request),
         Desired::Stopped | Desired::Archived => Command::Lost(request),
@@ -108,7 +117,8 @@ fn known(intent: &Intent, seen: &Seen) -> Vec<Command> {
         return stale.into_iter().collect();
     }
     let mut commands = Vec::new();
-    if intent.spec != seen.spec {
+    // What it has refused it would refuse again: whoever committed that is told by its own request.
+    if intent.spec != seen.spec && seen.refused.as_ref() != Some(&intent.spec) {
         commands.push(Command::Update(Box::new(intent.spec.clone())));
     }
     let verb = match (&seen.phase, intent.desired) {

@@ -12,6 +12,9 @@
 //!               ^           |          |
 //!               |           v          v
 //!            Stopped <- Stopping <-----+           any -> Deleting -> (gone from the board)
+//!             |  ^
+//!             v  |
+//!      Archiving -> Archived -> Starting           a Paused one may have its memory on disk and no machine (swap)
 //!                                                  Starting, or a machine that ended by itself -> Failed
 //! ```
 //! The life itself is `fabric_types::transition`; nothing here goes around it.
@@ -19,7 +22,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use fabric_types::{Generation, Phase, SandboxId, SandboxSpec, SnapshotId, UnixMillis};
+use fabric_types::{Digest, Generation, Phase, SandboxId, SandboxSpec, SnapshotId, UnixMillis};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::activity::Activity;
@@ -29,10 +32,14 @@ use crate::reconcile::Seen;
 use crate::{Observed, RuntimeError, SnapshotOutcome, Verb};
 
 mod adopt;
+mod archive;
+mod boot;
+mod change;
 mod create;
 mod driver;
 mod fork;
 mod snapshot;
+mod swap;
 mod verbs;
 
 pub(crate) use adopt::adopt;
@@ -108,6 +115,10 @@ pub(crate) struct State {
     pub(crate) phase: Phase,
     /// The way to the agent, while the sandbox runs.
     pub(crate) link: Option<Link>,
+    /// The manifest of its disk, while that lies in the snapshot store alone.
+    pub(crate) archive: Option<Digest>,
+    /// The newest spec that it was offered and that it can't take.
+    pub(crate) refused: Option<Arc<SandboxSpec>>,
 }
 
 /// The way to a sandbox's driver.
@@ -180,6 +191,11 @@ impl Handle {
         (state.spec.clone(), state.phase.clone())
     }
 
+    /// The manifest of its disk, while that lies in the snapshot store alone.
+    pub(crate) fn archive(&self) -> Option<Digest> {
+        self.state.borrow().archive
+    }
+
     /// The last use: a request, a change, or something that came from the guest.
     pub(crate) fn last_activity(&self, now: UnixMillis) -> UnixMillis {
         if let Some(link) = &self.state.borrow().link {
@@ -196,6 +212,7 @@ impl Handle {
     /// What a reconcile step with the given set of intents knows of it.
     pub(crate) fn seen(&self, intents: u64) -> Seen {
         let (spec, phase) = self.look();
+        let refused = self.state.borrow().refused.as_deref().cloned();
         let outdated = self.asked_after.load(Ordering::Relaxed) >= intents;
         Seen {
             spec: (*spec).clone(),
@@ -204,6 +221,7 @@ impl Handle {
             begun_at: self.begun_at,
             idle: self.idle(),
             outdated,
+            refused,
         }
     }
 }

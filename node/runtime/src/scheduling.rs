@@ -19,23 +19,39 @@ use crate::{AutoVerb, GuestError, Intent, RunRequest, Runtime, RuntimeError, Ver
 const LIMIT: Duration = Duration::from_secs(20);
 const ONE: Generation = Generation(1);
 
+mod cuts;
+mod life;
+mod random;
+
 struct Node {
     root: tempfile::TempDir,
     driver: Arc<Double>,
     store: Arc<SnapshotStore>,
+    swap_after: Option<Duration>,
 }
 
 impl Node {
     async fn new() -> Self {
+        // What the runtime logs is shown when a test fails. Another test of this process may have set it.
+        let filter = tracing_subscriber::EnvFilter::new("node_runtime=info");
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let root = tempfile::tempdir().expect("a folder");
         let config = config(root.path());
-        std::fs::write(&config.image.root, "root").expect("written");
+        for (path, text) in
+            [(&config.image.root, "root"), (&config.image.kernel, "kernel"), (&config.image.initramfs, "initramfs")]
+        {
+            std::fs::write(path, text).expect("written");
+        }
         let store = SnapshotStore::open(root.path().join("store")).await.expect("opened");
-        Self { root, driver: Double::new(), store: Arc::new(store) }
+        Self { root, driver: Double::new(), store: Arc::new(store), swap_after: None }
     }
 
     async fn start(&self, pool_target: u32) -> Runtime {
-        let config = crate::RuntimeConfig { pool: crate::PoolLimits::fixed(pool_target), ..config(self.root.path()) };
+        let config = crate::RuntimeConfig {
+            pool: crate::PoolLimits::fixed(pool_target),
+            swap_after: self.swap_after,
+            ..config(self.root.path())
+        };
         Runtime::start(config, self.driver.clone(), self.store.clone(), None).await.expect("started")
     }
 
@@ -332,6 +348,8 @@ async fn half_made_and_half_deleted_homes_are_gone_after_a_start() {
             generation: ONE,
             life,
             machine,
+            port: None,
+            disk_grew: false,
             template: "t".to_owned(),
             machine_id: String::new(),
             begun_at: UnixMillis(0),

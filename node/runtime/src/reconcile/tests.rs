@@ -15,7 +15,18 @@ fn intent(number: u8, generation: u64, desired: Desired) -> Intent {
 fn seen(number: u8, generation: u64, phase: Phase) -> (SandboxId, Seen) {
     let spec = spec(number);
     let id = spec.id.clone();
-    (id, Seen { spec, generation: Generation(generation), phase, begun_at: UnixMillis(0), idle: true, outdated: false })
+    (
+        id,
+        Seen {
+            spec,
+            generation: Generation(generation),
+            phase,
+            begun_at: UnixMillis(0),
+            idle: true,
+            outdated: false,
+            refused: None,
+        },
+    )
 }
 
 fn one(intents: &[Intent], world: Vec<(SandboxId, Seen)>) -> Vec<Command> {
@@ -32,8 +43,16 @@ fn failed() -> Phase {
 
 #[test]
 fn each_pair_of_phase_and_desire_follows_the_table() {
-    use Desired::{Paused as WantPaused, Running as WantRunning, Stopped as WantStopped};
-    let rows: [(Phase, Desired, Option<Verb>); 12] = [
+    use Desired::{Archived as WantArchived, Paused as WantPaused, Running as WantRunning, Stopped as WantStopped};
+    let rows: [(Phase, Desired, Option<Verb>); 20] = [
+        (Phase::Running, WantArchived, Some(Verb::Stop { force: false })),
+        (Phase::Paused, WantArchived, Some(Verb::Stop { force: false })),
+        (Phase::Stopped, WantArchived, Some(Verb::Archive)),
+        (Phase::Archived, WantArchived, None),
+        (Phase::Archived, WantStopped, None),
+        (Phase::Archived, WantRunning, Some(Verb::Start)),
+        (Phase::Archived, WantPaused, Some(Verb::Start)),
+        (Phase::Archiving, WantRunning, None),
         (Phase::Running, WantRunning, None),
         (Phase::Running, WantPaused, Some(Verb::Pause)),
         (Phase::Running, WantStopped, Some(Verb::Stop { force: false })),
@@ -104,6 +123,28 @@ fn changed_intervals_reach_the_sandbox() {
     assert_eq!(one(&[wanted], vec![seen(1, 1, Phase::Running)]), expected);
 }
 
+#[test]
+fn a_forks_child_is_waited_for_and_then_lost_and_never_run_alone() {
+    let mut child = intent(2, 1, Desired::Running);
+    child.spec.source = Source::Fork { parent: spec(1).id, generation: Generation(1) };
+    child.spec.created_at = UnixMillis(NOW.0 - UNCOMMITTED_GRACE_MS + 1);
+    assert_eq!(one(&[child.clone()], vec![]), vec![]);
+    child.spec.created_at = UnixMillis(NOW.0 - UNCOMMITTED_GRACE_MS);
+    let request = Box::new(RunRequest { spec: child.spec.clone(), generation: Generation(1) });
+    assert_eq!(one(&[child], vec![]), vec![Command::Lost(request)]);
+}
+
+#[test]
+fn a_spec_that_was_refused_is_not_offered_again() {
+    let mut wanted = intent(1, 1, Desired::Running);
+    wanted.spec.intervals.auto_stop = Some(Minutes(5));
+    let (id, mut there) = seen(1, 1, Phase::Running);
+    there.refused = Some(wanted.spec.clone());
+    assert_eq!(one(&[wanted.clone()], vec![(id.clone(), there.clone())]), vec![]);
+    wanted.spec.intervals.auto_stop = Some(Minutes(6));
+    assert_eq!(one(&[wanted], vec![(id, there)]).len(), 1);
+}
+
 fn any_phase() -> impl Strategy<Value = Phase> {
     prop_oneof![
         Just(Phase::Placed),
@@ -113,13 +154,15 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Snapshotting),
         Just(Phase::Stopping),
         Just(Phase::Stopped),
+        Just(Phase::Archiving),
+        Just(Phase::Archived),
         Just(Phase::Deleting),
         Just(failed()),
     ]
 }
 
 fn any_desired() -> impl Strategy<Value = Desired> {
-    prop_oneof![Just(Desired::Running), Just(Desired::Paused), Just(Desired::Stopped)]
+    prop_oneof![Just(Desired::Running), Just(Desired::Paused), Just(Desired::Stopped), Just(Desired::Archived)]
 }
 
 /// What a verb makes of a phase when it succeeds.
@@ -128,6 +171,7 @@ fn outcome(phase: &Phase, verb: Verb) -> Option<Phase> {
         Verb::Start | Verb::Resume => Some(Phase::Running),
         Verb::Stop { .. } => Some(Phase::Stopped),
         Verb::Pause => Some(Phase::Paused),
+        Verb::Archive => Some(Phase::Archived),
         Verb::Delete => (*phase == Phase::Gone).then_some(Phase::Gone),
     }
 }
@@ -152,6 +196,7 @@ proptest! {
                             begun_at: NOW,
                             idle: true,
                             outdated: false,
+                            refused: None,
                         };
                         world.insert(request.spec.id.clone(), seen);
                     }
@@ -173,10 +218,15 @@ proptest! {
         prop_assert_eq!(step(&intents, &world, &BTreeMap::new(), NOW), vec![]);
         for intent in &intents {
             let seen = &world[&intent.spec.id];
-            let wanted = match intent.desired { Desired::Running => Phase::Running, Desired::Paused => Phase::Paused, Desired::Stopped | Desired::Archived => Phase::Stopped };
-            let stuck = !matches!(seen.phase, Phase::Running | Phase::Paused | Phase::Stopped);
+            let there = match (intent.desired, &seen.phase) {
+                (Desired::Running, Phase::Running)
+                | (Desired::Paused, Phase::Paused)
+                | (Desired::Stopped, Phase::Stopped | Phase::Archived)
+                | (Desired::Archived, Phase::Archived) => true,
+                (_, phase) => !matches!(phase, Phase::Running | Phase::Paused | Phase::Stopped | Phase::Archived),
+            };
             let newer = seen.generation > intent.generation;
-            prop_assert!(seen.phase == wanted || stuck || newer, "{:?} wanted {:?}", seen.phase, wanted);
+            prop_assert!(there || newer, "{:?} wanted {:?}", seen.phase, intent.desired);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use fabric_types::{Generation, SandboxId, SandboxSpec, Source};
+use fabric_types::{Digest, Generation, SandboxId, SandboxSpec, Source};
 use tracing::Instrument;
 
 use super::{Entered, RUN_TRIES, Runtime, run};
@@ -32,7 +32,7 @@ impl Runtime {
         generation: Generation,
         children: Vec<RunRequest>,
     ) -> Result<ForkOutcome, RuntimeError> {
-        self.inner.context.open()?;
+        self.inner.context.admit()?;
         let handle = self.find(parent, generation)?;
         check_children(parent, &children)?;
         let work = fork(self.inner.context.clone(), handle, children).in_current_span();
@@ -59,12 +59,21 @@ impl Runtime {
         let newest = self.inner.context.board.intents_seen();
         handle.ask_directly(newest, |reply| Request::Update(Box::new(spec), reply)).await
     }
+
+    /// The manifests that archived sandboxes of this node stand on. Whoever removes from the snapshot store what the catalog
+    /// doesn't know must leave these: they are in no catalog, and nowhere else.
+    pub fn archives(&self) -> BTreeSet<Digest> {
+        self.inner.context.board.archives()
+    }
 }
 
 fn check_children(parent: &SandboxId, children: &[RunRequest]) -> Result<(), RuntimeError> {
     let refused = |why: String| Err(RuntimeError::Refused { id: parent.clone(), verb: "be forked", why });
     if children.is_empty() || children.len() > FORK_CHILDREN_MAX {
-        return refused(format!("{} children were asked for, and 1 to {FORK_CHILDREN_MAX} are possible", children.len()));
+        return refused(format!(
+            "{} children were asked for, and 1 to {FORK_CHILDREN_MAX} are possible",
+            children.len()
+        ));
     }
     let ids: BTreeSet<_> = children.iter().map(|child| &child.spec.id).collect();
     if ids.len() < children.len() || ids.contains(parent) {
@@ -73,11 +82,7 @@ fn check_children(parent: &SandboxId, children: &[RunRequest]) -> Result<(), Run
     Ok(())
 }
 
-async fn fork(
-    context: Arc<Context>,
-    parent: Handle,
-    children: Vec<RunRequest>,
-) -> Result<ForkOutcome, RuntimeError> {
+async fn fork(context: Arc<Context>, parent: Handle, children: Vec<RunRequest>) -> Result<ForkOutcome, RuntimeError> {
     // Known before the parent stands still: an intent that comes meanwhile finds them being made, and one that has no room
     // here costs no stop.
     let entering = children.into_iter().map(|child| enter(&context, &parent, child));

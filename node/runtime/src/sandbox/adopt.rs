@@ -5,8 +5,9 @@ use std::sync::Arc;
 use fabric_types::{FailReason, Phase};
 use node_hypervisor::{Vm, VmError, VmState};
 
-use super::Handle;
 use super::driver::{Live, assemble};
+use super::swap::swapped_files;
+use super::{Handle, archive};
 use crate::context::Context;
 use crate::durable::{self, blocking};
 use crate::folder::{Home, Life, SandboxRecord};
@@ -39,14 +40,41 @@ async fn try_adopt(
         }
         Life::Stopped => {
             end(context, &mut record).await?;
+            durable::remove_beside(home.swap()).await;
             Ok(Some(launched(context, record, home, Phase::Stopped)))
         }
+        Life::Archived { .. } => {
+            end(context, &mut record).await?;
+            archive::clear(home.clone()).await;
+            Ok(Some(launched(context, record, home, Phase::Archived)))
+        }
+        Life::Swapped => adopt_swapped(context, home, record).await.map(Some),
         Life::Failed { reason } => {
             end(context, &mut record).await?;
             Ok(Some(launched(context, record, home, Phase::Failed { reason })))
         }
         Life::Running | Life::Paused => adopt_living(context, home, record).await.map(Some),
     }
+}
+
+/// One whose memory is on disk: whatever machine there is was being made from it, or had been left for it.
+async fn adopt_swapped(context: &Arc<Context>, home: Home, mut record: SandboxRecord) -> Result<Handle, RuntimeError> {
+    end(context, &mut record).await?;
+    let at = home.clone();
+    if let Err(error) = blocking(move || swapped_files(&at)).await {
+        tracing::warn!(sandbox_id = %record.spec.id, %error, "a paused sandbox's memory is lost; its disk is kept");
+        return stopped(context, home, record).await;
+    }
+    Ok(launched(context, record, home, Phase::Paused))
+}
+
+/// One that has lost its memory.
+async fn stopped(context: &Arc<Context>, home: Home, mut record: SandboxRecord) -> Result<Handle, RuntimeError> {
+    record.life = Life::Stopped;
+    let (at, written) = (home.clone(), record.clone());
+    blocking(move || at.write_sandbox(&written)).await?;
+    durable::remove_beside(home.swap()).await;
+    Ok(launched(context, record, home, Phase::Stopped))
 }
 
 async fn adopt_living(context: &Arc<Context>, home: Home, mut record: SandboxRecord) -> Result<Handle, RuntimeError> {
@@ -57,20 +85,25 @@ async fn adopt_living(context: &Arc<Context>, home: Home, mut record: SandboxRec
         Ok((_, VmState::Ended)) | Err(_) => {
             tracing::warn!(sandbox_id = %id, "a sandbox's machine is gone, and its memory with it; its disk is kept");
             end(context, &mut record).await?;
-            record.life = Life::Stopped;
-            let (at, written) = (home.clone(), record.clone());
-            blocking(move || at.write_sandbox(&written)).await?;
-            return Ok(launched(context, record, home, Phase::Stopped));
+            return stopped(context, home, record).await;
         }
     };
+    // What the kernel filters has outlived the node; what the node itself answers hasn't.
+    if let Err(error) = context.network.apply(record.port.as_ref(), &record.spec.network).await {
+        tracing::error!(sandbox_id = %id, %error, "an adopted sandbox's network policy can't be put in force again");
+    }
+    // Left of a memory that came back.
+    durable::remove_beside(home.swap()).await;
     tracing::info!(sandbox_id = %id, phase = phase.as_str(), "sandbox adopted");
     let running = phase == Phase::Running;
+    // Running though its record says paused: it may not have been told yet who it is and what time it is.
+    let resumed = running && record.life == Life::Paused;
     record.life = if running { Life::Running } else { Life::Paused };
     let live = Live { vm: vm.clone(), link: None };
     let (handle, mut driver) = assemble(context, record, Some(home), phase, Some(live));
     if running {
         // A new session: the old one may have been in the middle of a message.
-        match driver.reconnect(vm.as_ref()).await {
+        match driver.reconnect_after(vm.as_ref(), resumed).await {
             Ok(link) => driver.live = Some(Live { vm, link: Some(link) }),
             Err(error) => tracing::warn!(sandbox_id = %id, %error, "an adopted guest doesn't answer yet"),
         }

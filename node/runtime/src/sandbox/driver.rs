@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use fabric_types::{FailReason, Phase, PhaseEvent, transition};
+use fabric_types::{FailReason, Phase, PhaseEvent, Source, transition};
 use node_hypervisor::Vm;
+use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use super::{Envelope, Frozen, Handle, Reply, Request, Seat, State, Waiting, handle};
@@ -29,6 +30,8 @@ pub(super) struct Driver {
     pub(super) home: Option<Home>,
     pub(super) record: SandboxRecord,
     pub(super) live: Option<Live>,
+    /// When the memory of this sandbox goes to disk, if it is paused until then.
+    pub(super) swap_at: Option<Instant>,
 }
 
 /// What the loop does after a request.
@@ -48,7 +51,11 @@ pub(crate) fn spawn(context: &Arc<Context>, request: RunRequest) -> Handle {
 
 /// Starts the driver of a sandbox that should be here and isn't: it failed, and can be deleted.
 pub(crate) fn spawn_lost(context: &Arc<Context>, request: RunRequest) -> Handle {
-    let reason = FailReason::Storage("its disk is not on this node".to_owned());
+    let lost = match request.spec.source {
+        Source::Fork { .. } => "its fork was cut short, and its parent's memory of that moment is gone",
+        Source::Template { .. } | Source::Snapshot { .. } => "its disk is not on this node",
+    };
+    let reason = FailReason::Storage(lost.to_owned());
     let (handle, driver) = assemble(context, fresh(request), None, Phase::Failed { reason }, None);
     driver.launch();
     handle
@@ -65,6 +72,7 @@ fn fresh(RunRequest { spec, generation }: RunRequest) -> SandboxRecord {
         port: None,
         template: String::new(),
         machine_id: String::new(),
+        disk_grew: false,
         begun_at: now,
         last_activity: now,
     }
@@ -79,9 +87,12 @@ pub(super) fn assemble(
     live: Option<Live>,
 ) -> (Handle, Driver) {
     let link = live.as_ref().and_then(|live| live.link.clone());
-    let state = State { spec: Arc::new(record.spec.clone()), phase: phase.clone(), link };
+    let archive = record.life.archive();
+    let state = State { spec: Arc::new(record.spec.clone()), phase: phase.clone(), link, archive, refused: None };
     let (handle, seat) = handle(state, record.generation, record.begun_at, record.last_activity);
-    (handle, Driver { context: context.clone(), seat, phase, home, record, live })
+    let mut driver = Driver { context: context.clone(), seat, phase, home, record, live, swap_at: None };
+    driver.plan_swap();
+    (handle, driver)
 }
 
 impl Driver {
@@ -106,6 +117,7 @@ impl Driver {
                 biased;
                 () = ended.cancelled() => return self.let_go(),
                 how = machine_ended(live) => self.lost(how).await,
+                () = at(self.swap_at) => self.swap_out().await,
                 envelope = queue.recv() => match envelope {
                     Some(envelope) => {
                         let before = self.phase.clone();
@@ -176,7 +188,9 @@ impl Driver {
                 let _ = reply.send(outcome);
             }
             Request::Update(spec, reply) => {
-                let outcome = self.update(*spec).await;
+                let outcome = self.update(&spec).await;
+                let refused = matches!(outcome, Err(RuntimeError::Refused { .. })).then(|| Arc::from(spec));
+                self.seat.state.send_modify(|state| state.refused = refused);
                 drop(waiting);
                 let _ = reply.send(outcome.map(|()| self.observed()));
             }
@@ -184,12 +198,7 @@ impl Driver {
         Next::Go
     }
 
-    async fn brought_to_life(
-        &mut self,
-        frozen: Option<Arc<Frozen>>,
-        reply: Reply<Observed>,
-        waiting: Waiting,
-    ) -> Next {
+    async fn brought_to_life(&mut self, frozen: Option<Arc<Frozen>>, reply: Reply<Observed>, waiting: Waiting) -> Next {
         let outcome = self.begin(frozen).await;
         let failed = outcome.is_err();
         if failed {
@@ -216,8 +225,12 @@ impl Driver {
     pub(super) fn step(&mut self, event: PhaseEvent) {
         match transition(self.phase.clone(), event) {
             Ok(next) => {
+                // On its way into the archive a stopped sandbox stays what it was for its intervals.
+                let rests = matches!(next, Phase::Archiving | Phase::Archived) || self.phase == Phase::Archiving;
                 self.phase = next;
-                self.seat.activity.touch(clock::now());
+                if !rests {
+                    self.seat.activity.touch(clock::now());
+                }
                 tracing::debug!(phase = self.phase.as_str(), "sandbox moved");
             }
             // The queue's table allows only legal steps; a test holds the two together.
@@ -237,6 +250,7 @@ impl Driver {
         self.seat.state.send_modify(|state| {
             state.phase = self.phase.clone();
             state.link = link;
+            state.archive = self.record.life.archive();
         });
         if self.phase != Phase::Gone {
             self.context.board.show(self.observed());
@@ -286,6 +300,15 @@ impl Driver {
                 request => request.refuse(RuntimeError::Unknown(id)),
             }
         }
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        // What is due is due before the next request; a timer would come a millisecond later.
+        Some(instant) if instant <= Instant::now() => {}
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 

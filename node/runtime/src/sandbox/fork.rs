@@ -11,15 +11,16 @@
 //! children  Placed -> Starting -> Running            each with a home, a disk, a port and an identity of its own
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fabric_types::{PhaseEvent, Shape};
 use node_hypervisor::{MemorySource, SnapshotFiles, SnapshotTaken, copy_sparse};
 use tokio::time::Instant;
 
 use super::driver::Driver;
+use super::swap::swapped_files;
 use super::verbs::micros;
-use crate::durable::{self, blocking};
+use crate::durable::{self, At, blocking};
 use crate::{RuntimeError, identity, machine};
 
 /// A parent at one moment, for its children to be made of.
@@ -54,8 +55,15 @@ impl Driver {
     }
 
     async fn freeze_into(&mut self, dir: PathBuf) -> Result<Frozen, RuntimeError> {
-        let Some(vm) = self.live.as_ref().map(|live| live.vm.clone()) else {
-            return Err(RuntimeError::Unknown(self.record.spec.id.clone()));
+        let (template, shape) = (self.record.template.clone(), self.record.spec.shape);
+        let vm = match (&self.live, &self.home) {
+            (Some(live), _) => live.vm.clone(),
+            (None, Some(home)) if self.is_swapped() => {
+                let (home, into) = (home.clone(), dir.clone());
+                let files = blocking(move || link_files(&swapped_files(&home)?, &into)).await?;
+                return Ok(Frozen { dir, files, template, shape, stop_us: 0 });
+            }
+            (None, _) => return Err(RuntimeError::Unknown(self.record.spec.id.clone())),
         };
         let running = self.phase == fabric_types::Phase::Running;
         if running {
@@ -68,7 +76,7 @@ impl Driver {
         }
         let SnapshotTaken { files, stop_us } = taken?;
         tracing::debug!(stop_us, runs = files.runs.len(), "frozen for a fork");
-        Ok(Frozen { dir, files, template: self.record.template.clone(), shape: self.record.spec.shape, stop_us })
+        Ok(Frozen { dir, files, template, shape, stop_us })
     }
 
     /// Brings a new sandbox to life from its parent's files.
@@ -101,4 +109,20 @@ impl Driver {
         tracing::debug!(took_us = micros(begun), waited_us, settled_us, made_us, "child of a fork lives");
         Ok(())
     }
+}
+
+/// Files of a memory that lies on disk, under names of their own: the parent may come back, and remove its own, before the
+/// last child is made.
+fn link_files(files: &SnapshotFiles, into: &Path) -> Result<SnapshotFiles, RuntimeError> {
+    let linked = SnapshotFiles {
+        device_state: into.join("state"),
+        pages: into.join("pages"),
+        runs: files.runs.clone(),
+        disk: into.join("disk"),
+    };
+    for (from, to) in [(&files.device_state, &linked.device_state), (&files.pages, &linked.pages)] {
+        std::fs::hard_link(from, to).at("link", from)?;
+    }
+    copy_sparse(&files.disk, &linked.disk)?;
+    Ok(linked)
 }

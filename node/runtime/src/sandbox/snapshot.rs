@@ -26,7 +26,7 @@ const SCHEMA: u32 = 1;
 /// The runtime's own part of a manifest: what a guest depends on beside its fit and shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Meta {
+pub(super) struct Meta {
     schema: u32,
     /// The image that its root file system is of.
     image: String,
@@ -79,7 +79,7 @@ impl Driver {
     }
 
     async fn take_snapshot(&mut self, into: &Path) -> Result<SnapshotTaken, RuntimeError> {
-        self.context.open()?;
+        self.context.admit()?;
         let folder = into.to_owned();
         blocking(move || durable::remove_folder(&folder).and_then(|()| durable::make_folder(&folder))).await?;
         let vm = match &self.live {
@@ -132,7 +132,7 @@ impl Driver {
         let header = manifest.header();
         let unfit = |needs: String, has: String| Err(RuntimeError::Unfit { manifest: digest, needs, has });
         if header.kind != Kind::Sandbox {
-            return unfit("to be cloned, not resumed: it is a template".to_owned(), "no use for it here".to_owned());
+            return unfit(format!("no resume: it is a {:?}", header.kind), "no use for it here".to_owned());
         }
         let meta = Meta::read(&header.meta).map_err(|cause| failed("read its manifest", &cause))?;
         let here = self.context.driver.fit();
@@ -153,7 +153,7 @@ impl Driver {
 }
 
 impl Meta {
-    fn of(context: &Context) -> Result<serde_json::Value, RuntimeError> {
+    pub(super) fn of(context: &Context) -> Result<serde_json::Value, RuntimeError> {
         let config = &context.config;
         let meta = Self { schema: SCHEMA, image: config.image_digest.clone(), agent_protocol: config.agent_protocol };
         serde_json::to_value(meta).map_err(|error| failed("describe it", &error))
@@ -285,7 +285,7 @@ fn fit_text(fit: &Fit) -> String {
     format!("{} {version}, {machine}, {}, {cpu_model}", hypervisor.as_str(), accelerator.as_str())
 }
 
-fn failed(what: &str, cause: &dyn std::fmt::Display) -> RuntimeError {
+pub(super) fn failed(what: &str, cause: &dyn std::fmt::Display) -> RuntimeError {
     RuntimeError::Snapshot { what: what.to_owned(), cause: cause.to_string() }
 }
 

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric_types::{FailReason, Phase, PhaseEvent, SandboxSpec, Source};
-use node_hypervisor::{MemorySource, Vm};
+use fabric_types::{FailReason, Phase, PhaseEvent, Source};
+use node_hypervisor::Vm;
 use tokio::time::{Instant, timeout};
 
 use super::Frozen;
+use super::create::timed;
 use super::driver::{Driver, Live};
 use crate::durable::{self, blocking};
 use crate::folder::Life;
 use crate::guest::{GuestClient, Link, OPEN_MAX};
 use crate::machine;
-use crate::template::connect_booted;
-use crate::{RuntimeError, clock, identity, rehearsal};
+use crate::{RuntimeError, clock, rehearsal};
 
 /// How long a guest may take to sync and power off before its machine is ended.
 const GUEST_STOP_MAX: Duration = Duration::from_secs(2);
@@ -47,49 +47,16 @@ impl Driver {
         }
     }
 
-    /// Boots a stopped sandbox from its disk.
-    pub(super) async fn start(&mut self) -> Result<(), RuntimeError> {
-        self.context.open()?;
-        let begun = Instant::now();
-        self.step(PhaseEvent::Start);
-        match self.boot().await {
-            Ok(()) => {
-                tracing::debug!(took_us = micros(begun), "sandbox booted from its disk");
-                self.step(PhaseEvent::Started);
-                Ok(())
-            }
-            Err(error) => {
-                self.end_machine().await;
-                // Its disk is whole: a later start of the node may find what was lacking.
-                self.note(Life::Stopped).await;
-                self.fail(FailReason::Start(error.to_string()));
-                Err(error)
-            }
-        }
-    }
-
-    async fn boot(&mut self) -> Result<(), RuntimeError> {
-        let id = self.record.spec.id.clone();
-        let Some(home) = self.home.clone() else { return Err(RuntimeError::Unknown(id)) };
-        let context = self.context.clone();
-        let _turn = context.turn().await;
-        context.open()?;
-        let folder = home.machine(self.context.folders.run(identity::chance()?));
-        self.record.machine = Some(folder.clone());
-        self.write(Life::Stopped).await?;
-        let plan = self.plan(&home, folder, MemorySource::Boot);
-        let vm = machine::make(self.context.driver.as_ref(), plan).await?;
-        self.live = Some(Live { vm: vm.clone(), link: None });
-        vm.resume().await?;
-        let (link, _) = connect_booted(id.as_str(), vm.as_ref()).await?;
-        self.live = Some(Live { vm, link: Some(link.clone()) });
-        self.identify(&link).await?;
-        self.write(Life::Running).await
-    }
-
     /// Ends the machine; the disk stays. Unless forced, the guest is asked first.
     pub(super) async fn stop(&mut self, force: bool) -> Result<(), RuntimeError> {
         let begun = Instant::now();
+        let swapped = self.is_swapped();
+        if swapped
+            && !force
+            && let Err(error) = self.swap_in().await
+        {
+            tracing::warn!(%error, "a sandbox whose memory is on disk couldn't be brought back to stop; its disk is kept");
+        }
         let was_paused = self.phase == Phase::Paused;
         if !force && let Some(live) = &self.live {
             let asked = timeout(GUEST_STOP_MAX, self.ask_guest_to_stop(live, was_paused)).await;
@@ -98,6 +65,9 @@ impl Driver {
         self.step(PhaseEvent::Stop);
         self.end_machine().await;
         self.note(Life::Stopped).await;
+        if swapped && let Some(home) = &self.home {
+            durable::remove_beside(home.swap()).await;
+        }
         self.step(PhaseEvent::Stopped);
         tracing::debug!(took_us = micros(begun), "sandbox stopped");
         Ok(())
@@ -122,30 +92,69 @@ impl Driver {
         }
     }
 
-    /// Stops the processors.
+    /// Stops the processors, and writes the record beside that: the next start looks at the machine itself.
     pub(super) async fn pause(&mut self) -> Result<(), RuntimeError> {
-        if let Some(live) = &self.live {
-            live.vm.pause().await?;
+        let begun = Instant::now();
+        let Some(vm) = self.live.as_ref().map(|live| live.vm.clone()) else {
+            return Err(RuntimeError::Unknown(self.record.spec.id.clone()));
+        };
+        let ((paused, pause_us), ((), record_us)) = tokio::join!(timed(vm.pause()), timed(self.note(Life::Paused)));
+        if let Err(error) = paused {
+            self.note(Life::Running).await;
+            return Err(error.into());
         }
         self.step(PhaseEvent::Pause);
-        self.note(Life::Paused).await;
+        self.plan_swap();
+        tracing::debug!(took_us = micros(begun), pause_us, record_us, "sandbox paused");
         Ok(())
     }
 
-    /// Lets them run again.
+    /// Lets them run again, with what the clock has missed; from the files of one whose memory is on disk.
     pub(super) async fn resume(&mut self) -> Result<(), RuntimeError> {
         self.context.open()?;
-        if let Some(live) = &self.live {
-            live.vm.resume().await?;
+        self.swap_at = None;
+        let resumed = if self.is_swapped() { self.swap_in().await } else { self.resume_in_memory().await };
+        if resumed.is_err() {
+            self.plan_swap();
         }
+        resumed
+    }
+
+    async fn resume_in_memory(&mut self) -> Result<(), RuntimeError> {
+        let begun = Instant::now();
+        let Some(Live { vm, link: Some(link) }) = &self.live else { return self.go_on().await };
+        if link.is_closed() {
+            return self.go_on().await;
+        }
+        let (vm, link) = (vm.clone(), link.clone());
+        let mut written = self.record.clone();
+        written.life = Life::Running;
+        written.last_activity = clock::now();
+        let (home, record) = (self.home.clone(), written.clone());
+        let write = blocking(move || home.map_or(Ok(()), |home| home.write_sandbox(&record)));
+        let ((resumed, resume_us), (identified, identity_us), (wrote, record_us)) =
+            tokio::join!(timed(vm.resume()), timed(self.identify(&link)), timed(write));
+        if let Err(error) = resumed.map_err(RuntimeError::from).and(identified.map(drop)) {
+            // Paused as before, whichever of the two it was that failed.
+            if let Err(error) = vm.pause().await {
+                tracing::warn!(%error, "a sandbox that couldn't go on couldn't be paused again");
+            }
+            self.note(Life::Paused).await;
+            return Err(error);
+        }
+        if let Err(error) = wrote {
+            tracing::warn!(%error, "a sandbox's record couldn't be written");
+        }
+        self.record = written;
         self.step(PhaseEvent::Resume);
-        self.note(Life::Running).await;
+        tracing::debug!(took_us = micros(begun), resume_us, identity_us, record_us, "sandbox resumed");
         Ok(())
     }
 
     /// Removes everything. On an error the sandbox stays `Deleting`, and the next delete goes on.
     pub(super) async fn delete(&mut self) -> Result<(), RuntimeError> {
         let begun = Instant::now();
+        let archive = self.record.life.archive();
         if self.phase != Phase::Deleting {
             self.step(PhaseEvent::Delete);
             self.note(Life::Deleting).await;
@@ -155,6 +164,9 @@ impl Driver {
         if let Some(home) = self.home.clone() {
             blocking(move || home.remove(machine.as_ref())).await?;
             self.home = None;
+        }
+        if let Some(manifest) = archive {
+            self.give_up_archive(manifest).await;
         }
         self.context.board.bury(&self.record.spec.id, self.record.generation, clock::now());
         self.step(PhaseEvent::Deleted);
@@ -171,7 +183,7 @@ impl Driver {
     }
 
     /// Closes the guest's link, ends the machine and removes its files, but for the disk. Idempotent.
-    async fn end_machine(&mut self) {
+    pub(super) async fn end_machine(&mut self) {
         let live = self.live.take();
         if let Some(link) = live.as_ref().and_then(|live| live.link.as_ref()) {
             link.close();
@@ -190,38 +202,34 @@ impl Driver {
 
     /// A client of the agent, over a new session if the last one broke.
     pub(super) async fn connect(&mut self) -> Result<GuestClient, RuntimeError> {
+        let link = self.living_link().await?;
+        Ok(self.client(link))
+    }
+
+    /// The session with the agent, a new one if the last one broke.
+    pub(super) async fn living_link(&mut self) -> Result<Link, RuntimeError> {
         let Some(live) = &self.live else { return Err(RuntimeError::Unknown(self.record.spec.id.clone())) };
         if let Some(link) = live.link.clone().filter(|link| !link.is_closed()) {
-            return Ok(self.client(link));
+            return Ok(link);
         }
         let vm = live.vm.clone();
         let link = self.reconnect(vm.as_ref()).await?;
         self.live = Some(Live { vm, link: Some(link.clone()) });
         self.publish();
-        Ok(self.client(link))
-    }
-
-    /// Moves the disk into the snapshot store.
-    pub(super) async fn archive(&mut self) -> Result<(), RuntimeError> {
-        let why = "this node can't do that yet".to_owned();
-        Err(RuntimeError::Refused { id: self.record.spec.id.clone(), verb: "be archived", why })
-    }
-
-    /// Takes new labels, intervals or name; what a sandbox was made from doesn't change.
-    pub(super) async fn update(&mut self, spec: SandboxSpec) -> Result<(), RuntimeError> {
-        let old = &self.record.spec;
-        self.record.spec = SandboxSpec { source: old.source.clone(), shape: old.shape, ..spec };
-        let spec = Arc::new(self.record.spec.clone());
-        self.seat.state.send_modify(|state| state.spec = spec);
-        self.write(self.record.life.clone()).await
+        Ok(link)
     }
 
     /// Opens a session and makes sure that the guest is who its record says: a node that was killed in the middle of
     /// a create may have left it without its identity.
     pub(super) async fn reconnect(&self, vm: &dyn Vm) -> Result<Link, RuntimeError> {
+        self.reconnect_after(vm, false).await
+    }
+
+    /// The same, where the guest is to be told anew in any case.
+    pub(super) async fn reconnect_after(&self, vm: &dyn Vm, resumed: bool) -> Result<Link, RuntimeError> {
         let link = self.open(vm).await?;
         let health = rehearsal::health(self.record.spec.id.as_str(), &link).await?;
-        if health.generation < self.record.generation.0 {
+        if resumed || health.generation < self.record.generation.0 {
             self.identify(&link).await?;
         }
         Ok(link)

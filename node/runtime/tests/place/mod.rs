@@ -66,7 +66,7 @@ impl Place {
         self.root.path().join(name)
     }
 
-    pub(crate) fn config(&self, pool_target: u32) -> RuntimeConfig {
+    pub(crate) fn config(&self, pool: PoolLimits) -> RuntimeConfig {
         RuntimeConfig {
             node: "fra-1".parse().expect("a node id"),
             dir: self.path("node"),
@@ -76,7 +76,7 @@ impl Place {
             image_digest: self.digest.clone(),
             agent_protocol: PROTOCOL,
             template: "default".parse().expect("a name"),
-            pool: PoolLimits::fixed(pool_target),
+            pool,
             limits: MachineDefaults::default(),
             guest_limits: GuestLimits::default(),
             min_free_disk_bytes: 0,
@@ -90,8 +90,16 @@ impl Place {
     }
 
     pub(crate) async fn start_with(&self, pool_target: u32, store: Arc<SnapshotStore>) -> Runtime {
+        self.start_limited(PoolLimits::fixed(pool_target), store).await
+    }
+
+    pub(crate) async fn start_limited(&self, pool: PoolLimits, store: Arc<SnapshotStore>) -> Runtime {
+        self.start_from(self.config(pool), store).await
+    }
+
+    pub(crate) async fn start_from(&self, config: RuntimeConfig, store: Arc<SnapshotStore>) -> Runtime {
         let driver = QemuDriver::new(QemuConfig::new(keeper(), Accelerator::Tcg)).await.expect("a driver");
-        Runtime::start(self.config(pool_target), Arc::new(driver), store, None).await.expect("started")
+        Runtime::start(config, Arc::new(driver), store, None).await.expect("started")
     }
 
     /// A node whose pool is full.
