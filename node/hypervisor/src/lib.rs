@@ -32,7 +32,7 @@ mod sys;
 mod template;
 mod vm;
 
-pub use cloud_hypervisor::{CloudHypervisorConfig, CloudHypervisorDriver};
+pub use cloud_hypervisor::{CloneMemory, CloudHypervisorConfig, CloudHypervisorDriver};
 pub use disk::{copy_sparse, make_disk};
 pub use keeper::{KeeperProgram, keeper_main};
 pub use probe::{AccelChoice, Finding, HypervisorChoice, ProbeConfig, ProbeError, Probed, probe};

@@ -65,9 +65,9 @@ pub(crate) fn clone_file(source: &File, target: &File) -> io::Result<()> {
     unsafe { ioctls::ficlone(target.as_raw_fd(), source) }.map(drop).map_err(io::Error::from)
 }
 
-/// Attaches an open `/dev/net/tun` to the tap of this name: whole frames, no header before them
-/// (Documentation/networking/tuntap.rst).
-pub(crate) fn attach_tap(tun: &File, name: &str) -> io::Result<()> {
+/// Attaches an open `/dev/net/tun` to the tap of this name: whole frames, `header` says whether with virtio's header
+/// before them (Documentation/networking/tuntap.rst).
+pub(crate) fn attach_tap(tun: &File, name: &str, header: bool) -> io::Result<()> {
     let mut ifr_name = [0; libc::IFNAMSIZ];
     if name.is_empty() || name.len() >= ifr_name.len() || name.contains('%') {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a device's name has 1 to 15 bytes, none of them '%'"));
@@ -75,7 +75,8 @@ pub(crate) fn attach_tap(tun: &File, name: &str) -> io::Result<()> {
     for (to, &from) in ifr_name.iter_mut().zip(name.as_bytes()) {
         *to = from.cast_signed();
     }
-    let ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let header = if header { libc::IFF_VNET_HDR } else { 0 };
+    let ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | header) as libc::c_short;
     let request = libc::ifreq { ifr_name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags } };
     // SAFETY: why unsafe: an ioctl's argument isn't typed. Why it holds: TUNSETIFF reads and writes one `ifreq`, which
     // lives for the length of the call, and its name ends with a zero.

@@ -1,14 +1,18 @@
 //! Calls of Cloud Hypervisor's API (vmm/src/api/openapi/cloud-hypervisor.yaml), each with a limit and a sentence.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cloud_hypervisor_client::models::{VmConfig, VmState as ApiState};
+use cloud_hypervisor_client::models::VmState as ApiState;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
+use super::CloneMemory;
 use super::call::{Answer, call};
+use super::config::{CARD, OWN_DISK};
 use crate::VmError;
 
 /// Oldest API version that this driver speaks: since 52 a restore resets vsock connections, on which the channel
@@ -20,6 +24,8 @@ const NEWEST: u32 = 54;
 const PING_LIMIT: Duration = Duration::from_secs(15);
 /// How long any other call may take; booting a kernel with an initramfs takes 0.1 s.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
+/// How long moving all of a guest's memory may take: 64 GiB at 1 GiB/s.
+const MEMORY_LIMIT: Duration = Duration::from_secs(64);
 /// Most of a monitor's words that an error repeats, characters: its chains of causes are about 200.
 const WORDS_MAX: usize = 300;
 
@@ -49,35 +55,80 @@ impl Api {
 
     /// Waits until it answers and refuses a version that this driver doesn't speak.
     pub(super) async fn ping(&self) -> Result<(), VmError> {
-        let answer = self.call("GET", "vmm.ping", PING_LIMIT, b"").await?;
+        let answer = self.call("GET", "vmm.ping", PING_LIMIT, b"", &[]).await?;
         check_version(&self.parsed::<Ping>("vmm.ping", &answer)?.version)
     }
 
-    pub(super) async fn create(&self, config: &VmConfig) -> Result<(), VmError> {
-        let failed = |error: serde_json::Error| self.refused("vm.create", error.to_string());
-        let body = serde_json::to_vec(config).map_err(failed)?;
-        self.call("PUT", "vm.create", CALL_LIMIT, &body).await.map(drop)
+    pub(super) async fn create(&self, config: &Value) -> Result<(), VmError> {
+        self.put("vm.create", CALL_LIMIT, config, &[]).await
+    }
+
+    /// Adds a card that is plugged into this tap, to a machine that hasn't booted as to one that runs.
+    pub(super) async fn add_card(&self, card: &Value, tap: &OwnedFd) -> Result<(), VmError> {
+        self.put("vm.add-net", CALL_LIMIT, card, &[tap.as_fd()]).await
+    }
+
+    /// Writes a stopped machine's configuration, state and, unless it lies in a shared file, memory into a folder.
+    pub(super) async fn snapshot(&self, folder: &Path) -> Result<(), VmError> {
+        self.put("vm.snapshot", MEMORY_LIMIT, &json!({ "destination_url": url(folder) }), &[]).await
+    }
+
+    /// Loads what lies in a folder: the machine is paused then. A card, if it has one, is plugged into this tap.
+    pub(super) async fn restore(&self, folder: &Path, mode: CloneMemory, tap: Option<&OwnedFd>) -> Result<(), VmError> {
+        let mode = match mode {
+            CloneMemory::OnDemand => "OnDemand",
+            // What is mapped isn't listed among the ranges, so there is nothing to copy.
+            CloneMemory::Mapped | CloneMemory::Copy => "Copy",
+        };
+        let mut request = json!({ "source_url": url(folder), "memory_restore_mode": mode });
+        if tap.is_some() {
+            request["net_fds"] = json!([{ "id": CARD, "num_fds": 1 }]);
+        }
+        let descriptors: Vec<BorrowedFd<'_>> = tap.iter().map(|tap| tap.as_fd()).collect();
+        self.put("vm.restore", MEMORY_LIMIT, &request, &descriptors).await
+    }
+
+    /// Grows the machine's own disk, its file too where that is shorter.
+    pub(super) async fn resize_disk(&self, bytes: u64) -> Result<(), VmError> {
+        self.put("vm.resize-disk", CALL_LIMIT, &json!({ "id": OWN_DISK, "desired_size": bytes }), &[]).await
     }
 
     pub(super) async fn boot(&self) -> Result<(), VmError> {
-        self.call("PUT", "vm.boot", CALL_LIMIT, b"").await.map(drop)
+        self.call("PUT", "vm.boot", CALL_LIMIT, b"", &[]).await.map(drop)
     }
 
     pub(super) async fn pause(&self) -> Result<(), VmError> {
-        self.call("PUT", "vm.pause", CALL_LIMIT, b"").await.map(drop)
+        self.call("PUT", "vm.pause", CALL_LIMIT, b"", &[]).await.map(drop)
     }
 
     pub(super) async fn resume(&self) -> Result<(), VmError> {
-        self.call("PUT", "vm.resume", CALL_LIMIT, b"").await.map(drop)
+        self.call("PUT", "vm.resume", CALL_LIMIT, b"", &[]).await.map(drop)
     }
 
     pub(super) async fn state(&self) -> Result<ApiState, VmError> {
-        let answer = self.call("GET", "vm.info", CALL_LIMIT, b"").await?;
+        let answer = self.call("GET", "vm.info", CALL_LIMIT, b"", &[]).await?;
         Ok(self.parsed::<Info>("vm.info", &answer)?.state)
     }
 
-    async fn call(&self, method: &str, name: &'static str, limit: Duration, body: &[u8]) -> Result<Vec<u8>, VmError> {
-        match timeout(limit, call(&self.socket, method, name, body)).await {
+    async fn put(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        body: &Value,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), VmError> {
+        self.call("PUT", name, limit, body.to_string().as_bytes(), descriptors).await.map(drop)
+    }
+
+    async fn call(
+        &self,
+        method: &str,
+        name: &'static str,
+        limit: Duration,
+        body: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Vec<u8>, VmError> {
+        match timeout(limit, call(&self.socket, method, name, body, descriptors)).await {
             Ok(Ok(Answer { status: 200..300, body })) => Ok(body),
             Ok(Ok(Answer { status, body })) => Err(self.refused(name, format!("{status}: {}", causes(&body)))),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => Err(self.refused(name, error.to_string())),
@@ -101,6 +152,11 @@ impl Api {
         let message = words(&message);
         VmError::Refused { monitor: "cloud-hypervisor", command: name.to_owned(), message }
     }
+}
+
+/// A folder as the monitor's calls name it. It reads a path as it stands, without escapes.
+fn url(folder: &Path) -> String {
+    format!("file://{}", folder.display())
 }
 
 /// An error's body is a JSON array of causes, the outermost first; each repeats nothing of the next.

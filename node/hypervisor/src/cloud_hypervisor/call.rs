@@ -1,11 +1,13 @@
 //! One HTTP/1.1 request to a monitor's socket and its answer, within limits. The crate of the API's models has a client
-//! too, but one that reads an answer of any length: a monitor that its guest has taken over must not fill the node's
-//! memory.
+//! too, but one that reads an answer of any length, and that sends no descriptors: a monitor that its guest has taken
+//! over must not fill the node's memory, and a tap is given to a monitor that may not open one.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 
 /// Longest answer, bytes: `vm.info` of a machine with all its devices is 8 KiB.
@@ -23,9 +25,16 @@ pub(super) struct Answer {
 }
 
 /// Asks over a connection of its own: a monitor answers one request at a time anyway, and a call that was given up
-/// leaves nothing that a later one could read. An error of kind `InvalidData` is an answer that can't be read; any other,
-/// no answer.
-pub(super) async fn call(socket: &Path, method: &str, name: &str, body: &[u8]) -> io::Result<Answer> {
+/// leaves nothing that a later one could read. `descriptors` go with the request's first byte (SCM_RIGHTS, unix(7)); the
+/// monitor gives them to the devices in its body, in their order. An error of kind `InvalidData` is an answer that can't
+/// be read; any other, no answer.
+pub(super) async fn call(
+    socket: &Path,
+    method: &str,
+    name: &str,
+    body: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket).await?;
     let length = body.len();
     let mut request = format!(
@@ -34,8 +43,23 @@ pub(super) async fn call(socket: &Path, method: &str, name: &str, body: &[u8]) -
     )
     .into_bytes();
     request.extend_from_slice(body);
-    stream.write_all(&request).await?;
+    let sent = send_first(&stream, &request, descriptors).await?;
+    stream.write_all(&request[sent..]).await?;
     read_answer(&mut stream).await
+}
+
+/// Sends the descriptors with as much of the request as the socket takes at once; answers how much that was.
+async fn send_first(stream: &UnixStream, request: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    if descriptors.is_empty() {
+        return Ok(0);
+    }
+    let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&numbers)];
+    let send = || {
+        let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(request)], &rights, MsgFlags::MSG_NOSIGNAL, None);
+        sent.map_err(io::Error::from)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Answer> {
@@ -123,6 +147,49 @@ mod tests {
         }
         assert_eq!(kind(read(&[b'x'; 2 * HEAD_BYTES_MAX]).await), io::ErrorKind::InvalidData);
         assert_eq!(kind(read(b"SSH-2.0-OpenSSH\r\n\r\n").await), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_arrives_with_the_request_it_belongs_to() {
+        use std::fs::File;
+        use std::io::{IoSliceMut, Read, Seek, Write};
+        use std::os::fd::AsFd;
+        use std::os::unix::net::UnixListener;
+
+        use nix::sys::socket::{ControlMessageOwned, recvmsg};
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("q");
+        let listener = UnixListener::bind(&socket).expect("it listens");
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("asked");
+            let (mut bytes, mut space) = ([0; 4096], nix::cmsg_space!([RawFd; 2]));
+            let mut pieces = [IoSliceMut::new(&mut bytes)];
+            let message = recvmsg::<()>(stream.as_raw_fd(), &mut pieces, Some(&mut space), MsgFlags::empty());
+            let message = message.expect("received");
+            let mut found = Vec::new();
+            for part in message.cmsgs().expect("whole") {
+                if let ControlMessageOwned::ScmRights(numbers) = part {
+                    found.extend(numbers);
+                }
+            }
+            let got = message.bytes;
+            stream.write_all(b"HTTP/1.1 204 \r\n\r\n").expect("answered");
+            (String::from_utf8_lossy(&bytes[..got]).into_owned(), found)
+        });
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"the very file").expect("written");
+        let answer = call(&socket, "PUT", "vm.add-net", b"{}", &[file.as_fd()]).await.expect("answered");
+        assert_eq!(answer.status, 204);
+        let (request, found) = server.join().expect("no panic");
+        assert!(request.starts_with("PUT /api/v1/vm.add-net HTTP/1.1\r\n") && request.ends_with("\r\n\r\n{}"));
+        assert_eq!(found.len(), 1);
+        let mut text = String::new();
+        // The number is this process's own now, read through /proc rather than owned.
+        let mut same = File::open(format!("/proc/self/fd/{}", found[0])).expect("it is open");
+        same.rewind().expect("rewound");
+        same.read_to_string(&mut text).expect("read");
+        assert_eq!(text, "the very file");
     }
 
     proptest! {

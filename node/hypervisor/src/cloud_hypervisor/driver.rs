@@ -1,7 +1,6 @@
 //! The driver: what this host's Cloud Hypervisor is, and the two ways to a machine.
 
 use std::io;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,15 +10,18 @@ use fabric_types::{Accelerator, Fit, GuestNetwork, HypervisorKind, Isolation};
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use super::CloneMemory;
 use super::api::{Api, check_version, words};
-use super::config::vm_config;
+use super::config::Common;
 use super::machine::{CloudHypervisorMachine, told};
+use super::start::{CloudHypervisorSpare, Started};
 use crate::host::host_features;
-use crate::keeper::{KeeperConfig, KeeperProgram, ListenerConfig, SCHEMA, SpawnedKeeper, spawn};
-use crate::launch::{adoptable, check_files, clear_after, explained};
-use crate::seal::{SealRequest, findings};
+use crate::keeper::{KeeperProgram, check_runs};
+use crate::launch::{adoptable, check_files};
+use crate::seal::findings;
 use crate::sys::landlock_version;
-use crate::{Hypervisor, MemorySource, Vm, VmError, VmFolder, VmSpec};
+use crate::template::{self, TemplateManifest};
+use crate::{Hypervisor, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `--version` may take on a host that is busy.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
@@ -39,6 +41,14 @@ pub struct CloudHypervisorConfig {
     pub reason: String,
     /// Added to the guest kernel's command line.
     pub kernel_args: String,
+    /// How clones and restores come by their memory.
+    pub clone_memory: CloneMemory,
+    /// Whether memory that is no template's is of huge pages, which the host must have set aside.
+    pub hugepages: bool,
+    /// Whether guests have a balloon, by which they report what they have free.
+    pub balloon: bool,
+    /// Most bytes a second through a guest's network card, each way.
+    pub network_bytes_per_second: Option<u64>,
 }
 
 impl CloudHypervisorConfig {
@@ -46,7 +56,16 @@ impl CloudHypervisorConfig {
     pub fn new(keeper: KeeperProgram) -> Self {
         let program = std::env::var_os("ATOLL_CLOUD_HYPERVISOR").map_or_else(|| PROGRAM.into(), PathBuf::from);
         let reason = "Cloud Hypervisor was chosen by configuration".to_owned();
-        Self { program, keeper, reason, kernel_args: String::new() }
+        Self {
+            program,
+            keeper,
+            reason,
+            kernel_args: String::new(),
+            clone_memory: CloneMemory::default(),
+            hugepages: false,
+            balloon: false,
+            network_bytes_per_second: None,
+        }
     }
 }
 
@@ -56,7 +75,7 @@ pub struct CloudHypervisorDriver {
     config: CloudHypervisorConfig,
     fit: Fit,
     isolation: Isolation,
-    landlock: bool,
+    common: Common,
 }
 
 impl CloudHypervisorDriver {
@@ -80,8 +99,16 @@ impl CloudHypervisorDriver {
             network: GuestNetwork::None,
             seal: findings(&config.keeper).await,
         };
-        let landlock = landlock_version() >= LANDLOCK_VERSION;
-        Ok(Self { config, fit, isolation, landlock })
+        let common = Common {
+            landlock: landlock_version() >= LANDLOCK_VERSION,
+            clone_memory: config.clone_memory,
+            hugepages: config.hugepages,
+            balloon: config.balloon,
+            network_bytes_per_second: config.network_bytes_per_second,
+            kernel_args: config.kernel_args.clone(),
+        };
+        common.check()?;
+        Ok(Self { config, fit, isolation, common })
     }
 
     /// The same driver, for machines that serve: with the reason that isolation states, and no further kernel
@@ -89,20 +116,38 @@ impl CloudHypervisorDriver {
     pub(crate) fn for_service(mut self, reason: String) -> Self {
         self.isolation.reason = reason;
         self.config.kernel_args.clear();
+        self.common.kernel_args.clear();
         self
     }
 
-    async fn prepare(&self, spec: &VmSpec) -> Result<Api, VmError> {
-        let link = spec.folder.kernel_link();
-        symlink(&spec.image.kernel, &link).map_err(|source| VmError::File {
-            action: "make",
-            path: link.clone(),
-            source,
-        })?;
-        let api = Api::new(&spec.folder.monitor_socket(), &spec.label);
-        api.ping().await?;
-        api.create(&vm_config(spec, &link, self.landlock, &self.config.kernel_args)).await?;
-        Ok(api)
+    fn check(&self, spec: &VmSpec) -> Result<(), VmError> {
+        match &spec.memory {
+            MemorySource::Boot => Ok(()),
+            MemorySource::BootTemplate { template } => template::prepare(template),
+            MemorySource::BootOver { template } => self.check_template(template, spec).map(drop),
+            MemorySource::Clone { template } => {
+                let manifest = self.check_template(template, spec)?;
+                if manifest.blank {
+                    let why = format!("the template in {} is blank: machines boot over it", template.display());
+                    return Err(VmError::Unsupported { verb: "clone", why });
+                }
+                Ok(())
+            }
+            MemorySource::Restore { template, snapshot } => {
+                let manifest = self.check_template(template, spec)?;
+                check_runs(&snapshot.runs, manifest.memory_bytes).map_err(|source| VmError::File {
+                    action: "restore the pages of",
+                    path: snapshot.pages.clone(),
+                    source,
+                })
+            }
+        }
+    }
+
+    fn check_template(&self, template: &Path, spec: &VmSpec) -> Result<TemplateManifest, VmError> {
+        let manifest = TemplateManifest::read(template)?;
+        manifest.check(template, &self.fit, spec.shape, &spec.image)?;
+        Ok(manifest)
     }
 }
 
@@ -117,46 +162,21 @@ impl Hypervisor for CloudHypervisorDriver {
     }
 
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
-        if spec.memory != MemorySource::Boot {
-            let why = "this version's Cloud Hypervisor driver only boots; use QEMU for templates, clones and snapshots";
-            return Err(VmError::Unsupported { verb: "create from a template", why: why.to_owned() });
+        check_files(&spec)?;
+        self.check(&spec)?;
+        let started = Started::start(&self.config, &self.fit, &self.common, spec, false).await?;
+        Ok(Box::new(started.load().await?))
+    }
+
+    async fn spare(&self, spec: VmSpec) -> Result<Box<dyn Spare>, VmError> {
+        if !matches!(spec.memory, MemorySource::Clone { .. }) {
+            let why = "only clones are started ahead".to_owned();
+            return Err(VmError::Unsupported { verb: "spare", why });
         }
         check_files(&spec)?;
-        let folder = &spec.folder;
-        let config = KeeperConfig {
-            schema: SCHEMA,
-            driver: HypervisorKind::CloudHypervisor,
-            spec: spec.clone(),
-            program: self.config.program.clone(),
-            arguments: ["--api-socket", "fd={fd:q}", "--seccomp", "true"].map(str::to_owned).to_vec(),
-            listeners: vec![ListenerConfig { name: "q".to_owned(), path: folder.monitor_socket() }],
-            // The monitor binds it by itself, and only removes it when it ends in order.
-            remove: vec![folder.channel_socket()],
-            ahead: false,
-            seal: SealRequest {
-                kvm: true,
-                write: vec![folder.dir.clone(), folder.run.clone()],
-                ..SealRequest::default()
-            },
-        };
-        let spawned = spawn(&self.config.keeper, &config).await?;
-        let prepared = self.prepare(&spec).await;
-        let SpawnedKeeper { keeper, creator, here } = spawned;
-        let finished = match prepared {
-            Ok(api) => creator.confirm().await.map(|()| api),
-            Err(error) => {
-                let error = explained(error, folder, here.keeper).await;
-                drop(creator);
-                Err(error)
-            }
-        };
-        match finished {
-            Ok(api) => Ok(Box::new(CloudHypervisorMachine::new(spec, keeper, here, api))),
-            Err(error) => {
-                clear_after(folder, Some(here)).await;
-                Err(error)
-            }
-        }
+        self.check(&spec)?;
+        let started = Started::start(&self.config, &self.fit, &self.common, spec, true).await?;
+        Ok(Box::new(CloudHypervisorSpare::new(started)))
     }
 
     async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError> {
@@ -167,7 +187,8 @@ impl Hypervisor for CloudHypervisorDriver {
         })?;
         let api = Api::new(&folder.monitor_socket(), &record.spec.label);
         api.ping().await?;
-        let machine = CloudHypervisorMachine::new(record.spec, keeper, here, api);
+        let mode = self.common.clone_memory;
+        let machine = CloudHypervisorMachine::new(record.spec, self.fit.clone(), mode, keeper, here, api);
         machine.forget_kernel().await?;
         Ok(Box::new(machine))
     }

@@ -27,7 +27,7 @@ const TUN: &str = "/dev/net/tun";
 
 /// Why a card has no far side.
 #[derive(Debug, Error)]
-pub(super) enum PlugError {
+pub(crate) enum PlugError {
     #[error("can't enter the network namespace {path}: {source}")]
     Namespace { path: PathBuf, source: io::Error },
     #[error("can't attach to the tap '{name}': {source}")]
@@ -66,32 +66,33 @@ pub(super) fn plug(network: &NetworkDevice) -> Result<Option<Plug>, PlugError> {
 
 fn tap(name: &str, netns: Option<&Path>) -> Result<Plug, PlugError> {
     let failed = |source| PlugError::Tap { name: name.to_owned(), source };
-    let file = match netns {
-        None => attach(name).map_err(failed)?,
-        Some(path) => {
-            let refused = |source| PlugError::Namespace { path: path.to_owned(), source };
-            let namespace = File::open(path).map_err(refused)?;
-            // A namespace is a thread's: one of its own enters it and ends, the keeper's stays where it is.
-            let entered = std::thread::scope(|scope| {
-                let within = scope.spawn(|| {
-                    setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|error| refused(error.into()))?;
-                    attach(name).map_err(failed)
-                });
-                within.join()
-            });
-            entered.map_err(|_| failed(io::Error::other("the thread that entered its namespace panicked")))??
-        }
-    };
-    let descriptor = OwnedFd::from(file);
+    let descriptor = open_tap(name, netns, false)?;
     inheritable(&descriptor).map_err(failed)?;
     Ok(Plug { descriptor, helper: None })
 }
 
+/// Opens a tap, in the namespace that it lies in; `header` says whether frames have virtio's header. Blocks.
+pub(crate) fn open_tap(name: &str, netns: Option<&Path>, header: bool) -> Result<OwnedFd, PlugError> {
+    let failed = |source| PlugError::Tap { name: name.to_owned(), source };
+    let Some(path) = netns else { return attach(name, header).map(OwnedFd::from).map_err(failed) };
+    let refused = |source| PlugError::Namespace { path: path.to_owned(), source };
+    let namespace = File::open(path).map_err(refused)?;
+    // A namespace is a thread's: one of its own enters it and ends, the others stay where they are.
+    let entered = std::thread::scope(|scope| {
+        let within = scope.spawn(|| {
+            setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|error| refused(error.into()))?;
+            attach(name, header).map(OwnedFd::from).map_err(failed)
+        });
+        within.join()
+    });
+    entered.map_err(|_| failed(io::Error::other("the thread that entered its namespace panicked")))?
+}
+
 /// Attaches to a tap that is there. The device's file belongs to the namespace that opened it (tun.c, tun_chr_open).
-fn attach(name: &str) -> io::Result<File> {
+fn attach(name: &str, header: bool) -> io::Result<File> {
     if_nametoindex(name)?;
     let file = OpenOptions::new().read(true).write(true).open(TUN)?;
-    sys::attach_tap(&file, name)?;
+    sys::attach_tap(&file, name, header)?;
     Ok(file)
 }
 

@@ -128,7 +128,8 @@ fn start(config: &KeeperConfig) -> Result<Started, StartError> {
     let mut inherited = Vec::new();
     let mut sealing = Sealing::limits(config);
     // First, while nothing else is inheritable: its helper is a program too.
-    let plug = plug(&config.spec.network)?;
+    let wanted = arguments.iter().any(|argument| argument.contains(PLACEHOLDER));
+    let plug = if wanted { plug(&config.spec.network)? } else { None };
     if let Some(plug) = &plug {
         for argument in &mut arguments {
             *argument = argument.replace(PLACEHOLDER, &plug.descriptor.as_raw_fd().to_string());
@@ -350,7 +351,7 @@ fn remove_sockets(config: &KeeperConfig) {
     let sockets = config.listeners.iter().map(|listener| listener.path.clone());
     for path in sockets.chain([folder.keeper_socket()]).chain(config.remove.iter().cloned()) {
         // A leftover is removed by the next start in this folder.
-        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
     }
 }
 

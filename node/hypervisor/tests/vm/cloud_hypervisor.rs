@@ -1,7 +1,7 @@
 //! Cloud Hypervisor as it really is, with a freestanding guest: its verbs, its ends, and its words for what it refuses.
 //! Where the program isn't there, or `/dev/kvm` doesn't open, that is told.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 use crate::freestanding::{self, SAID, TICK, Then};
-use crate::support::{Place, files_in, image, keeper, ms, processes_naming, runs, skip, until};
+use crate::support::{Place, files_in, image, keeper, kvm, ms, processes_naming, runs, skip, until};
 
 /// How long such a guest may take to say its line, or to end, on a busy host.
 const SAY_LIMIT: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ const WATCH: Duration = Duration::from_secs(1);
 
 /// The driver, or a loud word that the test can't run.
 async fn driver(what: &str) -> Option<CloudHypervisorDriver> {
-    if let Err(error) = OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+    if let Err(error) = kvm() {
         skip(what, &format!("/dev/kvm doesn't open: {error}"));
         return None;
     }
@@ -274,8 +274,8 @@ async fn vm_cloud_hypervisor_that_is_taken_over_opens_no_other_file() {
     let (vm, spec) = running(&driver, &place).await;
     let (status, info) = ask(&spec, "GET", "vm.info", String::new()).await;
     assert_eq!((status, &info["state"]), (200, &json!("Running")));
-    assert_eq!(info["config"]["payload"]["kernel"], json!(spec.folder.dir.join("kernel")));
-    assert!(!spec.folder.dir.join("kernel").exists(), "a machine that has booted has a kernel to boot");
+    assert_eq!(info["config"]["payload"]["kernel"], json!(spec.folder.dir.join("monitor/kernel")));
+    assert!(!spec.folder.dir.join("monitor/kernel").exists(), "a machine that has booted has a kernel to boot");
     if info["config"]["landlock_enable"] == json!(true) {
         let (own, other) = (place.path("own"), &spec.disk);
         fs::write(&own, [0; 4096]).expect("written");

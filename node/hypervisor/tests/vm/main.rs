@@ -10,16 +10,20 @@
 //! probe               the probe
 //! freestanding        a guest of a few dozen bytes, for hosts whose KVM runs no stock kernel
 //! cloud_hypervisor    that driver, with that guest
+//! counting            that guest on every driver: what is saved and loaded again keeps memory and registers
+//! shim                help for a KVM without nested state
 //! ```
 
 #![expect(clippy::print_stdout, reason = "a test prints the figures it measured and what it skipped")]
 
 mod cloud_hypervisor;
+mod counting;
 mod freestanding;
 mod guest;
 mod killed;
 mod lifecycle;
 mod probe;
+mod shim;
 mod spare;
 mod support;
 mod template;

@@ -24,6 +24,11 @@ pub(crate) fn skip(what: &str, why: &str) {
     }
 }
 
+/// Whether `/dev/kvm` opens as a monitor opens it.
+pub(crate) fn kvm() -> std::io::Result<()> {
+    OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
+}
+
 /// The guest image: `ATOLL_IMAGE`, else the newest complete one of this repository.
 pub(crate) fn image() -> Option<ImagePaths> {
     let complete = |folder: PathBuf| {
