@@ -81,11 +81,6 @@ impl Board {
         self.lock().handles.values().filter_map(Handle::archive).collect()
     }
 
-    /// Whether another sandbox than this stands on a manifest: equal disks have one.
-    pub(crate) fn archived_elsewhere(&self, manifest: Digest, but: &SandboxId) -> bool {
-        self.lock().handles.values().any(|handle| handle.id != *but && handle.archive() == Some(manifest))
-    }
-
     /// Enters a sandbox that isn't here, with the driver that `make` starts.
     pub(crate) fn enter(
         &self,

@@ -1,6 +1,8 @@
 //! The rest of a sandbox's life on real machines: fork, pause, swap, resize, archive, and a start that can be forked. The
 //! figures that these tests print are what `make bench` measures properly.
 
+// Other files of tests use the rest of it.
+#[allow(dead_code)]
 mod place;
 
 use std::time::{Duration, Instant};

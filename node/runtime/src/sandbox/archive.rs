@@ -8,16 +8,34 @@
 //! ```
 //! A manifest that no record names is nobody's, and whoever sweeps the store removes it: see `Runtime::archives`.
 
-use fabric_types::{Digest, PhaseEvent};
+use fabric_types::{Digest, PhaseEvent, SandboxId};
 use node_snapshot::{DiskInput, FileName};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::driver::Driver;
-use super::snapshot::{Meta, failed};
+use super::snapshot::failed;
 use super::verbs::micros;
 use crate::durable::{self, At, blocking};
 use crate::folder::{Home, Life};
 use crate::{RuntimeError, clock};
+
+/// Newest schema of [`ArchiveMeta`], and the one that is written. It is for people; nothing reads it back.
+const SCHEMA: u32 = 1;
+
+/// The runtime's own part of an archive's manifest. With the sandbox in it no two have the same name, and each is given up
+/// without a look at the others.
+#[derive(Serialize)]
+struct ArchiveMeta<'a> {
+    schema: u32,
+    sandbox: &'a SandboxId,
+}
+
+impl ArchiveMeta<'_> {
+    fn of(sandbox: &SandboxId) -> Result<serde_json::Value, RuntimeError> {
+        serde_json::to_value(ArchiveMeta { schema: SCHEMA, sandbox }).map_err(|error| failed("describe the disk", &error))
+    }
+}
 
 impl Driver {
     /// Moves the disk into the snapshot store. On an error the sandbox is stopped as it was.
@@ -46,7 +64,7 @@ impl Driver {
             fit: context.driver.fit().clone(),
             shape: self.record.spec.shape,
             generation: self.record.generation,
-            meta: Meta::of(&context)?,
+            meta: ArchiveMeta::of(&self.record.spec.id)?,
             disk: home.disk(),
         };
         let stored = context.store.ingest_disk(input).await.map_err(|error| failed("store the disk", &error))?;
@@ -77,9 +95,6 @@ impl Driver {
 
     /// Lets the store collect an archive that no record names any more.
     pub(super) async fn give_up_archive(&self, manifest: Digest) {
-        if self.context.board.archived_elsewhere(manifest, &self.record.spec.id) {
-            return;
-        }
         if let Err(error) = self.context.store.remove(manifest, clock::now()).await {
             tracing::warn!(%manifest, %error, "an archive that nobody needs couldn't be removed; a sweep does it");
         }

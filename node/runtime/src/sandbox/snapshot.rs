@@ -26,7 +26,7 @@ const SCHEMA: u32 = 1;
 /// The runtime's own part of a manifest: what a guest depends on beside its fit and shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Meta {
+struct Meta {
     schema: u32,
     /// The image that its root file system is of.
     image: String,
@@ -153,7 +153,7 @@ impl Driver {
 }
 
 impl Meta {
-    pub(super) fn of(context: &Context) -> Result<serde_json::Value, RuntimeError> {
+    fn of(context: &Context) -> Result<serde_json::Value, RuntimeError> {
         let config = &context.config;
         let meta = Self { schema: SCHEMA, image: config.image_digest.clone(), agent_protocol: config.agent_protocol };
         serde_json::to_value(meta).map_err(|error| failed("describe it", &error))

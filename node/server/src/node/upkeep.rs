@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fabric_types::{Desired, Digest, NodeId, RegionCode};
+use fabric_types::{Desired, Digest, NodeId, RegionCode, SandboxId};
 use node_runtime::{AutoAction, AutoVerb, Intent, Verb};
 use raft_consensus::Group;
 use raft_placement::Machine;
@@ -64,7 +64,7 @@ pub(super) fn parts(config: &NodeConfig, service: &Arc<Service>, image: Digest) 
     ]
 }
 
-/// Says this node's limits to its region's ledger until it has them.
+/// Says this node's limits, and on the leader the quota, to its region's ledger until it has them.
 async fn register_in_region(config: Arc<NodeConfig>, service: Arc<Service>) {
     loop {
         let known = service.ledger().nodes().get(&config.node).map(|node| node.limits);
@@ -72,6 +72,13 @@ async fn register_in_region(config: Arc<NodeConfig>, service: Arc<Service>) {
             let command = region::Command::RegisterNode { node: config.node.clone(), limits: config.limits };
             if let Err(error) = service.placement.propose(command, PROPOSE_LIMIT).await {
                 tracing::debug!(%error, "this node is not registered in its region yet");
+            }
+        }
+        // One node's word counts for the region: its leader's.
+        if service.placement.is_leader() && service.ledger().default_quota() != config.engine.quota {
+            let command = region::Command::SetQuota { organization: None, quota: config.engine.quota };
+            if let Err(error) = service.placement.propose(command, PROPOSE_LIMIT).await {
+                tracing::debug!(%error, "the region's quota is not set yet");
             }
         }
         tokio::time::sleep(EVERY).await;
@@ -224,9 +231,20 @@ async fn carry_out(service: &Service, AutoAction { id, generation, verb }: &Auto
     tracing::info!(sandbox_id = %id, ?verb, "due by its interval");
     if let Err(error) = service.placement.propose(command, PROPOSE_LIMIT).await {
         tracing::info!(sandbox_id = %id, %error, "an interval's action is not committed; it stays due");
+    } else if verb == Verb::Pause && !still_due(service, &id) {
+        // A request came while the pause was being committed. It resumes what was paused; nothing is, so only the
+        // ledger is put right.
+        let command = region::Command::SetDesired { id: id.clone(), generation, desired: Desired::Running };
+        if let Err(error) = service.placement.propose(command, PROPOSE_LIMIT).await {
+            tracing::info!(sandbox_id = %id, %error, "a pause that was called off stays committed; a request resumes it");
+        }
     } else if let Err(error) = service.runtime.act(&id, generation, verb).await {
         tracing::warn!(sandbox_id = %id, %error, "an interval's action failed; reconciliation goes on");
     }
+}
+
+fn still_due(service: &Service, id: &SandboxId) -> bool {
+    service.runtime.due().borrow().iter().any(|action| action.id == *id && action.verb == AutoVerb::Pause)
 }
 
 /// Removes from the local store what the catalog no longer knows; chunks follow after their grace period. A manifest
@@ -247,7 +265,10 @@ async fn forget_snapshots(service: Arc<Service>) {
                 continue;
             }
         };
-        let missing: BTreeSet<Digest> = held.into_iter().filter(|manifest| !known.contains(manifest)).collect();
+        // Archived disks are in no catalog: the runtime knows them.
+        let archives = service.runtime.archives();
+        let needed = |manifest: &Digest| known.contains(manifest) || archives.contains(manifest);
+        let missing: BTreeSet<Digest> = held.into_iter().filter(|manifest| !needed(manifest)).collect();
         for manifest in missing.intersection(&missing_before) {
             if let Err(error) = service.store.remove(*manifest, now()).await {
                 tracing::warn!(%manifest, %error, "a deleted snapshot could not be removed here");
@@ -295,6 +316,7 @@ mod tests {
             pool: 1,
             store: "sled".into(),
             gossip_ms: 200,
+            engine: crate::engine::Engine::default(),
             limits: NodeLimits {
                 physical: Capacity { vcpus: 1, memory_mib: 1024, disk_gib: 3 },
                 overcommit: Overcommit::default(),
