@@ -9,6 +9,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -102,19 +103,35 @@ fn allocate(file: &File, runs: &[Run]) {
     }
 }
 
-/// Moves all runs, batch after batch, on as many threads as help; each has a buffer as long as its batch. The machine
-/// stands still meanwhile, so its processors are free for it. Answers the bytes.
+/// Moves all runs, batch after batch, each with a buffer as long as its batch. Answers the bytes.
 fn in_parallel(runs: &[Run], each: impl Fn(&[Run], &mut [u8]) -> io::Result<()> + Sync) -> io::Result<u64> {
     let all: Vec<Vec<Run>> = batches(runs).collect();
+    on_threads(all.len(), BATCH_BYTES, |number, buffer| {
+        let batch = &all[number];
+        each(batch, &mut buffer[..length_of(batch)?])
+    })?;
+    Ok(runs.iter().map(|&(_, length)| length).sum())
+}
+
+/// Does `each` of `count` pieces of work, on as many threads as help, each of which has a buffer. The machine stands
+/// still meanwhile, so its processors are free for it.
+fn on_threads(
+    count: usize,
+    buffer_bytes: usize,
+    each: impl Fn(usize, &mut [u8]) -> io::Result<()> + Sync,
+) -> io::Result<()> {
     let next = AtomicUsize::new(0);
     let work = || {
-        let mut buffer = vec![0; BATCH_BYTES];
-        while let Some(batch) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-            each(batch, &mut buffer[..length_of(batch)?])?;
+        let mut buffer = vec![0; buffer_bytes];
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return io::Result::Ok(());
+            }
+            each(number, &mut buffer)?;
         }
-        io::Result::Ok(())
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(all.len());
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX).min(count);
     thread::scope(|scope| {
         // Fewer threads are slower, not wrong: what couldn't be started, the others do.
         let others: Vec<_> = (1..threads)
@@ -126,8 +143,7 @@ fn in_parallel(runs: &[Run], each: impl Fn(&[Run], &mut [u8]) -> io::Result<()> 
             outcome = outcome.and(theirs);
         }
         outcome
-    })?;
-    Ok(runs.iter().map(|&(_, length)| length).sum())
+    })
 }
 
 /// Writes runs as pairs of little-endian 64-bit numbers.
@@ -206,21 +222,45 @@ fn parse_maps(maps: &str, inode: u64, path: &str) -> Vec<Mapping> {
     found
 }
 
+/// Looks through the whole mapping, on several threads: most of its gigabytes are untouched, and the machine waits.
 fn private_runs(pid: u32, mappings: &[Mapping]) -> io::Result<Vec<Run>> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-    let mut runs = Vec::new();
-    let mut bytes = vec![0; ENTRIES * 8];
-    for mapping in mappings {
-        let (mut page, pages) = (0, mapping.length / PAGE);
-        while page < pages {
-            let count = size(pages - page)?.min(ENTRIES);
-            pagemap.read_exact_at(&mut bytes[..count * 8], (mapping.address / PAGE + page) * 8)?;
-            let entries = bytes[..count * 8].as_chunks::<8>().0.iter().map(|&entry| u64::from_ne_bytes(entry));
-            extend_runs(&mut runs, mapping.offset + page * PAGE, entries);
-            page += u64::try_from(count).unwrap_or(u64::MAX);
+    let slice = PAGE * ENTRIES as u64;
+    let slices: Vec<Mapping> = mappings
+        .iter()
+        .flat_map(|mapping| {
+            (0..mapping.length).step_by(ENTRIES * PAGE as usize).map(|at| Mapping {
+                address: mapping.address + at,
+                offset: mapping.offset + at,
+                length: slice.min(mapping.length - at),
+            })
+        })
+        .collect();
+    let found = Mutex::new(Vec::new());
+    on_threads(slices.len(), ENTRIES * 8, |number, buffer| {
+        let slice = slices[number];
+        let bytes = &mut buffer[..size(slice.length / PAGE)? * 8];
+        pagemap.read_exact_at(bytes, slice.address / PAGE * 8)?;
+        let mut runs = Vec::new();
+        extend_runs(&mut runs, slice.offset, bytes.as_chunks::<8>().0.iter().map(|&entry| u64::from_ne_bytes(entry)));
+        found.lock().unwrap_or_else(PoisonError::into_inner).extend(runs);
+        Ok(())
+    })?;
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_unstable();
+    Ok(joined(found))
+}
+
+/// Joins neighbours among ascending runs.
+fn joined(runs: Vec<Run>) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
+    for (offset, length) in runs {
+        match joined.last_mut() {
+            Some((start, before)) if *start + *before == offset => *before += length,
+            _ => joined.push((offset, length)),
         }
     }
-    Ok(runs)
+    joined
 }
 
 /// Adds the private pages among `entries`, the first of which lies at `offset` of the file.

@@ -111,11 +111,15 @@ fn run(args: &[OsString]) -> Result<(), StartError> {
 }
 
 /// A session of its own: signals to the node's terminal or process group don't reach the keeper, nor the monitor. Files
-/// are private, and a crash of the monitor writes no guest memory to disk.
+/// are private, and a crash of the monitor writes no guest memory to disk. Neither process has huge pages, which QEMU
+/// asks for in its tables and translated code: an idle clone is 2.7 MiB smaller without. A clone's memory, mapped
+/// privately from a file, never has them.
 fn detach() -> Result<(), StartError> {
     // Refused only to a group's leader, which then is apart already.
     let _ = nix::unistd::setsid();
     umask(Mode::from_bits_truncate(0o077));
+    // A kernel without huge pages refuses, and has none.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| system("limit core files")(error.into()))
 }
 

@@ -4,6 +4,19 @@
 //! machine's own; one virtio serial port, `atoll`, is the channel; the first serial port is the console. Every machine
 //! has one network card at the same place, whatever it is plugged into, so that a template booted without a network is
 //! loaded by clones with one. QEMU's own user-mode network, whose 10.0.2.2 is the host's loopback, is on no line.
+//!
+//! What a clone has for itself under TCG (written pages, QEMU 7.2, default shape), MiB:
+//!
+//! ```text
+//! 22     loaded, with kernel and initramfs left out (17 more with them) and huge pages as QEMU asks for them
+//! 14     loaded, without huge pages: tables and translated code are allocated by 4 KiB (the keeper's prctl)
+//! 20     ... and has its identity        } translated code, 544 bytes for each block of 4 guest instructions and 70
+//! 31     ... and has run a shell command } for finding it, and 4 of guest memory
+//! 55     ... and has started python once, which a warm interpreter saves
+//! ```
+//!
+//! Of the 14, 5 are QEMU's heap, 4 relocated pages of its program and libraries, 2 the guest's. A smaller cache of
+//! translated code would bound the rest, and cost each command that no longer fits 100 ms; so it isn't smaller.
 
 use std::path::Path;
 

@@ -73,24 +73,34 @@ impl QemuMachine {
         synced.await.map_err(|panicked| failed(panicked.into()))?.map_err(failed)
     }
 
-    /// Writes the stopped machine's device state, private pages and disk, the last two at once.
+    /// Writes the stopped machine's device state, private pages and disk, all at once: saving the devices of a stopped
+    /// machine changes none of its memory, which a migration has sent before.
     async fn write_snapshot(&self, files: &SnapshotFiles, runs: PathBuf, template: &Path) -> Result<(), VmError> {
-        let state = self.qmp.lend_descriptor(STATE_SET, create_for_qemu(&files.device_state)?).await?;
-        let saved = self.execute("xen-save-devices-state", json!({ "filename": state, "live": false })).await;
-        self.qmp.take_back(STATE_SET).await?;
-        saved?;
+        let start = Instant::now();
+        let us = || u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let state = async { self.save_devices(&files.device_state).await.map(|()| us()) };
         let memory = template::memory_file(template);
         let request = Request::SavePages { memory, pages: files.pages.clone(), runs };
+        let pages = async { self.kept.keeper.ask(&request, "save_pages", PAGES_LIMIT).await.map(|_| us()) };
         let (own, copy) = (self.kept.spec.disk.clone(), files.disk.clone());
-        let disk = spawn_blocking(move || copy_sparse(&own, &copy));
-        let (pages, disk) = tokio::join!(self.kept.keeper.ask(&request, "save_pages", PAGES_LIMIT), disk);
-        let reply = pages?;
-        tracing::debug!(label = self.kept.spec.label, ?reply, "private pages saved");
-        disk.map_err(|panicked| VmError::File {
+        let disk = async { spawn_blocking(move || copy_sparse(&own, &copy)).await.map(|copied| copied.map(|()| us())) };
+        let (state, pages, disk) = tokio::join!(state, pages, disk);
+        let disk = disk.map_err(|panicked| VmError::File {
             action: "copy",
             path: self.kept.spec.disk.clone(),
             source: panicked.into(),
-        })?
+        })?;
+        let (state_us, pages_us, disk_us) = (state?, pages?, disk?);
+        tracing::debug!(label = self.kept.spec.label, state_us, pages_us, disk_us, "snapshot written");
+        Ok(())
+    }
+
+    /// Has QEMU write the stopped machine's device state into a file that it is lent: its own files are few.
+    async fn save_devices(&self, into: &Path) -> Result<(), VmError> {
+        let state = self.qmp.lend_descriptor(STATE_SET, create_for_qemu(into)?).await?;
+        let saved = self.execute("xen-save-devices-state", json!({ "filename": state, "live": false })).await;
+        self.qmp.take_back(STATE_SET).await?;
+        saved.map(drop)
     }
 }
 
