@@ -90,12 +90,54 @@ pub(crate) struct DevStartArgs {
     /// A finished guest image, or the folder to build one in if it has none [default: .atoll/image]
     #[arg(long, value_name = "DIR")]
     pub(crate) image: Option<PathBuf>,
-    /// Warm clones that each node keeps ready
+    /// Warm clones that each node keeps ready, even when nobody creates anything
     #[arg(long, value_name = "K", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub(crate) pool: u32,
+    #[command(flatten)]
+    pub(crate) engine: DevEngineArgs,
     /// Return when the mesh is ready and leave it running (end it with `atoll dev stop`)
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+/// How the nodes of a mesh on this machine run their guests.
+#[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct DevEngineArgs {
+    /// Warm clones that each node keeps at most, when many sandboxes are created [default: four times --pool]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(0..=512))]
+    pub(crate) pool_max: Option<u32>,
+    /// Memory that a node's warm clones may have to themselves together [default: a quarter of the node's]
+    #[arg(long, value_name = "MIB")]
+    pub(crate) pool_memory: Option<u64>,
+    /// How guests reach networks: tap (needs CAP_NET_ADMIN), passt, none; auto is tap where it can be had, else none
+    ///
+    /// Behind `tap` everything goes through the node's packet filter: never the host, the mesh, other sandboxes, private
+    /// or metadata addresses; lists of networks and domains hold. `passt` needs no rights and enforces none of this; it
+    /// is never chosen by itself.
+    #[arg(long, value_name = "WAY", default_value = "auto", value_parser = ["auto", "tap", "passt", "none"])]
+    pub(crate) network: String,
+    /// A resolver that the node's own asks for its guests; may be given several times [default: /etc/resolv.conf's]
+    #[arg(long = "resolver", value_name = "IP:PORT")]
+    pub(crate) resolvers: Vec<std::net::SocketAddr>,
+    /// Megabits a second of one guest, each way
+    #[arg(long, value_name = "MBIT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    pub(crate) guest_bandwidth: u64,
+    /// Connections that one guest may hold open
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) guest_connections: u32,
+    /// auto: seal monitors off as far as this host can, and show what is missing; required: all of it or no start
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
+    pub(crate) seal: crate::engine::SealChoice,
+    /// Disk that stays free: below it new work is refused [default: 1 GiB or 2% of the disk]
+    #[arg(long, value_name = "MIB")]
+    pub(crate) min_free_disk: Option<u64>,
+    /// Sandboxes that one organization may have in one region
+    #[arg(long, value_name = "N", default_value_t = fabric_types::Quota::default().sandboxes)]
+    pub(crate) quota: u32,
+    /// Sandboxes that one node may hold, whatever their shapes [default: as many as have room]
+    #[arg(long, value_name = "N")]
+    pub(crate) node_sandboxes: Option<u32>,
 }
 
 /// `atoll node`.

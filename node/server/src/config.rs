@@ -9,6 +9,8 @@ use fabric_types::{Digest, KeyId, Name, NodeId, NodeLimits, OrganizationId, Regi
 use node_hypervisor::atomic_files;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::Engine;
+
 /// The newest schema that this version writes and reads.
 pub(crate) const SCHEMA: u32 = 1;
 
@@ -38,7 +40,7 @@ pub(crate) struct NodeConfig {
     /// `auto`, `kvm` or `tcg`.
     #[serde(default = "auto")]
     pub(crate) accel: String,
-    /// Warm clones of the default shape.
+    /// Warm clones of the default shape that are kept even when nobody creates anything.
     #[serde(default = "default_pool")]
     pub(crate) pool: u32,
     /// `sled` or `redb`.
@@ -47,6 +49,9 @@ pub(crate) struct NodeConfig {
     /// Milliseconds between two rounds of gossip.
     #[serde(default = "default_gossip_ms")]
     pub(crate) gossip_ms: u64,
+    /// Pool, network, seal, limits, quota.
+    #[serde(default)]
+    pub(crate) engine: Engine,
     /// What this node may hold.
     pub(crate) limits: NodeLimits,
     /// Regions of the mesh and their endpoints.

@@ -6,6 +6,7 @@ mod args;
 mod config;
 mod dev;
 mod doctor;
+mod engine;
 mod image;
 mod key_text;
 mod node;

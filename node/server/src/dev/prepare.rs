@@ -5,18 +5,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use fabric_quic::Authority;
-use fabric_types::{Name, NodeLimits, OrganizationId, UnixMillis};
+use fabric_types::{Name, NodeLimits, OrganizationId, Quota, UnixMillis};
+use node_network::NetworkChoice;
 
 use super::layout::{Layout, Member};
 use super::process::config_file;
 use super::record::Record;
-use crate::args::DevStartArgs;
+use crate::args::{DevEngineArgs, DevStartArgs};
 use crate::config::{Bootstrap, BootstrapKey, NodeConfig, SCHEMA};
+use crate::engine::{Engine, Network};
 use crate::key_text;
 use crate::node::clock::now;
 
 /// Small meshes gossip fast; libraries measured 200 ms at 50 nodes as half a percent of a core each.
 const GOSSIP_MS: u64 = 200;
+/// As `--guest-bandwidth` counts.
+const BITS_PER_MEGABIT: u64 = 1_000_000;
 /// How long a node's certificate is good: a year, and each start makes a new one.
 const CERTIFICATE_MS: u64 = 365 * 24 * 3600 * 1000;
 
@@ -91,7 +95,8 @@ fn config(
         pool: args.pool,
         store: "sled".to_owned(),
         gossip_ms: GOSSIP_MS,
-        limits,
+        engine: engine(&args.engine),
+        limits: NodeLimits { sandboxes: args.engine.node_sandboxes, ..limits },
         regions,
         peers,
         bootstrap: Bootstrap {
@@ -105,6 +110,30 @@ fn config(
                 shown: key_text::shown(&record.api_key),
             }),
         },
+    }
+}
+
+/// The engine's settings as they were typed; the rest are its defaults.
+fn engine(args: &DevEngineArgs) -> Engine {
+    Engine {
+        seal: args.seal,
+        pool_max: args.pool_max,
+        pool_memory_mib: args.pool_memory,
+        min_free_disk_mib: args.min_free_disk,
+        network: Network {
+            choice: match args.network.as_str() {
+                "tap" => NetworkChoice::Tap,
+                "passt" => NetworkChoice::Passt,
+                "none" => NetworkChoice::None,
+                _ => NetworkChoice::Auto,
+            },
+            resolvers: args.resolvers.clone(),
+            bits_per_second: args.guest_bandwidth.saturating_mul(BITS_PER_MEGABIT),
+            connections: args.guest_connections,
+            ..Network::default()
+        },
+        quota: Quota { sandboxes: args.quota, ..Quota::default() },
+        ..Engine::default()
     }
 }
 

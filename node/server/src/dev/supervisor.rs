@@ -16,6 +16,7 @@ use super::record::Record;
 use super::say::{self, Step};
 use super::{host, prepare, teardown};
 use crate::args::DevStartArgs;
+use crate::engine::SealChoice;
 use crate::image;
 use crate::node::status::Status;
 
@@ -34,6 +35,7 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// A node as the supervisor has it.
 struct Supervised {
     member: Member,
+    seal: SealChoice,
     child: Option<Child>,
     started: Instant,
     wait: Duration,
@@ -53,7 +55,8 @@ pub(crate) async fn run(args: DevStartArgs, lock: Lock) -> anyhow::Result<()> {
     ports_are_free(&layout)?;
     let limits = host::share(&args.data, layout.members.len())?;
     prepare::all(&layout, &record, &args, &image, limits)?;
-    let mut nodes: Vec<Supervised> = layout.members.iter().map(Supervised::new).collect();
+    let mut nodes: Vec<Supervised> =
+        layout.members.iter().map(|member| Supervised::new(member, args.engine.seal)).collect();
     for node in &mut nodes {
         node.start()?;
     }
@@ -201,27 +204,39 @@ fn welcome(layout: &Layout, record: &Record, took: Duration) -> String {
         let name = regions::builtin(code).map_or_else(|| code.to_string(), |descriptor| descriptor.name.clone());
         let _ = writeln!(text, "  {code}  {}   {name}", Layout::url(layout.endpoint(code)));
     }
-    let isolation = layout.members.first().and_then(|member| Status::load(&member.folder)?.isolation);
+    let status = layout.members.first().and_then(|member| Status::load(&member.folder)).unwrap_or_default();
     let program = std::env::args().next().unwrap_or_else(|| "atoll".to_owned());
     let env_file = layout.env_file();
     let _ = write!(
         text,
-        "\n  API key    {}\n  variables  {}\n  isolation  {} (why: atoll status)\n  network    guests have no network yet\n\nTry, in another terminal:\n\n  \
+        "\n  API key    {}\n  variables  {}\n  isolation  {} (why: atoll status)\n  network    {}\n\nTry, in another terminal:\n\n  \
          source {}\n  {program} run -c 'print(\"Hello World!\")'\n  {program} create --region {} --name box\n  \
          {program} exec box -- uname -a\n\nCtrl-C deletes the sandboxes and stops the mesh.",
         record.api_key,
         env_file.display(),
-        isolation.as_deref().unwrap_or("unknown"),
+        status.isolation.as_deref().unwrap_or("unknown"),
+        network(status.network.as_deref()),
         env_file.display(),
         layout.regions.last().map_or("fra", |code| code.as_str()),
     );
     text
 }
 
+/// What guests reach, for a person.
+fn network(kind: Option<&str>) -> &'static str {
+    match kind {
+        Some("tap") => "guests reach public addresses through the node's packet filter",
+        Some("passt") => "guests reach what this machine reaches, through passt, which filters little",
+        Some("none") => "guests reach no network (why: atoll status)",
+        Some(_) | None => "unknown",
+    }
+}
+
 impl Supervised {
-    fn new(member: &Member) -> Self {
+    fn new(member: &Member, seal: SealChoice) -> Self {
         Self {
             member: member.clone(),
+            seal,
             child: None,
             started: Instant::now(),
             wait: RESTART_FIRST,
@@ -240,7 +255,12 @@ impl Supervised {
             .append(true)
             .open(&log_path)
             .with_context(|| format!("can't write {}", log_path.display()))?;
-        let child = Command::new(super::this_program()?)
+        let mut command = Command::new(super::this_program()?);
+        if self.seal == SealChoice::Required {
+            // Keepers read it from the node that starts them: no machine starts without a part that the trial found.
+            command.env("ATOLL_SEAL", "required");
+        }
+        let child = command
             .arg("node")
             .arg("--config")
             .arg(config_file(folder))

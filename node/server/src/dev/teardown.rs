@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use node_hypervisor::atomic_files;
+use node_network::Networks;
 
 use super::layout::{Layout, Member};
-use super::process::NodeProcess;
+use super::process::{NodeProcess, config_file};
 use super::say;
+use crate::config::NodeConfig;
+use crate::engine;
 use crate::node::status::Status;
 
 /// Deleting every sandbox and the pool of a node: at most so long, then the sweep below does it.
@@ -75,8 +78,28 @@ fn sweep(layout: &Layout) -> anyhow::Result<()> {
         for room in ["sandboxes", "pool"] {
             atomic_files::remove_folder(&member.folder.join(room))?;
         }
+        if !Status::load(&member.folder).is_some_and(|status| status.emptied) {
+            sweep_network(member);
+        }
     }
     Ok(())
+}
+
+/// Removes the namespaces, devices and rules of a node that was killed before it could: its next owner finds them by
+/// the node's tag, and ends at once.
+fn sweep_network(member: &Member) {
+    let Ok(config) = NodeConfig::load(&config_file(&member.folder)) else { return };
+    let ended = || -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let networks = Networks::start(engine::network(&config)).await?;
+            networks.stop(true).await;
+            anyhow::Ok(())
+        })
+    };
+    if let Err(error) = ended() {
+        say::line(&format!("{}: its guests' network may be left behind: {error:#}", member.id));
+    }
 }
 
 fn living(layout: &Layout) -> Vec<(&Member, NodeProcess)> {

@@ -8,11 +8,12 @@ use std::time::Duration;
 use anyhow::Context as _;
 use fabric_gossip::{Gossip, GossipConfig, GossipHandle};
 use fabric_quic::{Fabric, NodeIdentity, Protocol, QuicConfig, QuicFabric};
-use fabric_types::{Digest, Name};
+use fabric_types::{Digest, Isolation, Name};
 use gateway_edge::{EdgeConfig, EdgeLimits};
 use guest_image::ImageDir;
 use node_hypervisor::{ImagePaths, KeeperProgram, ProbeConfig, Probed, probe};
-use node_runtime::{MachineDefaults, PoolLimits, Runtime, RuntimeConfig};
+use node_network::Networks;
+use node_runtime::{Runtime, RuntimeConfig};
 use node_snapshot::{ChunkServer, SnapshotStore};
 use raft_consensus::{Group, GroupName, GroupOptions, RaftHost, RaftHostConfig, Resolver, StoreKind};
 use raft_placement::catalog::Catalog;
@@ -25,6 +26,7 @@ use super::publish::Publisher;
 use super::status::Status;
 use super::{clock::now, upkeep};
 use crate::config::NodeConfig;
+use crate::engine::{self, SealChoice};
 use crate::service::{Parts, Port, Service};
 
 /// The template that a create uses when its client names none.
@@ -38,6 +40,7 @@ pub(crate) struct Node {
     pub(super) config: NodeConfig,
     pub(super) service: Arc<Service>,
     pub(super) publisher: Arc<Publisher>,
+    pub(super) networks: Networks,
     fabric: Arc<QuicFabric>,
     gossip: GossipHandle,
     raft: RaftHost,
@@ -80,7 +83,19 @@ impl Node {
             keeper: KeeperProgram::this_program()?,
         })
         .await?;
-        tracing::info!(isolation = ?driver.isolation(), ?findings, "hypervisor");
+        let networks = Networks::start(engine::network(&config)).await.context("can't give guests a network")?;
+        let isolation = isolation(driver.isolation(), &networks);
+        check_seal(config.engine.seal, &isolation)?;
+        tracing::info!(
+            hypervisor = isolation.hypervisor.as_str(),
+            accelerator = isolation.accelerator.as_str(),
+            network = isolation.network.as_str(),
+            seal = ?isolation.seal.in_force,
+            seal_missing = ?isolation.seal.missing,
+            reason = isolation.reason,
+            ?findings,
+            "isolation in force"
+        );
 
         let store = SnapshotStore::open(config.data.join("chunks")).await?;
         let gossip = Gossip::start(gossip_config(&config), fabric.clone() as Arc<dyn Fabric>, identity).await?;
@@ -97,7 +112,13 @@ impl Node {
         upkeep::initialize(&config, &catalog, &placement).await?;
 
         say("taking over sandboxes, warming the pool");
-        let runtime = Runtime::start(runtime_config(&config, &image)?, driver.clone(), Arc::new(store.clone()), None).await?;
+        let runtime = Runtime::start(
+            runtime_config(&config, &image)?,
+            driver.clone(),
+            Arc::new(store.clone()),
+            Some(networks.clone()),
+        )
+        .await?;
         let service = Service::new(Parts {
             node: config.node.clone(),
             template: DEFAULT_TEMPLATE.parse::<Name>().context("the default template's name")?,
@@ -108,11 +129,12 @@ impl Node {
             catalog,
             view: gossip.view(),
         });
-        let publisher = Arc::new(Publisher::new(&config, service.clone(), gossip.clone(), driver));
+        let publisher = Arc::new(Publisher::new(&config, service.clone(), gossip.clone(), driver, isolation));
         let node = Self {
             config,
             service,
             publisher,
+            networks,
             fabric,
             gossip,
             raft,
@@ -185,6 +207,8 @@ impl Node {
             tracing::warn!("requests were still in progress after {} s", limit.as_secs());
         }
         self.service.runtime.drain(limit).await;
+        // Guests go on behind their filters until the next process takes them over.
+        self.networks.stop(false).await;
         self.gossip.shutdown().await;
         tokio::join!(self.service.catalog.shutdown(), self.service.placement.shutdown());
         // A request that is still in progress holds the service and so the store; the process ends either way, and what
@@ -218,19 +242,35 @@ fn runtime_config(config: &NodeConfig, image: &ImageDir) -> anyhow::Result<Runti
         image_digest: image_digest(image)?.to_string(),
         agent_protocol: image.manifest.agent_protocol,
         template: DEFAULT_TEMPLATE.parse().context("the default template's name")?,
-        pool: pool_limits(config),
-        limits: MachineDefaults::default(),
-        guest_limits: node_runtime::GuestLimits::default(),
-        min_free_disk_bytes: node_runtime::min_free_disk_bytes(&config.data).context("can't measure the disk")?,
-        min_free_memory_bytes: node_runtime::min_free_memory_bytes().context("can't measure memory")?,
-        swap_after: Some(node_runtime::SWAP_AFTER_DEFAULT),
+        pool: config.engine.pool(config.pool, config.limits),
+        limits: config.engine.machine.limits(),
+        guest_limits: config.engine.machine.guest_limits(),
+        min_free_disk_bytes: config.engine.min_free_disk_bytes(&config.data)?,
+        min_free_memory_bytes: config.engine.min_free_memory_bytes()?,
+        swap_after: config.engine.swap_after(),
     })
 }
 
-/// Demand may ask for four times the clones that are kept anyway, in a quarter of the node's memory.
-fn pool_limits(config: &NodeConfig) -> PoolLimits {
-    let memory_mib = config.limits.physical.memory_mib / 4;
-    PoolLimits { min: config.pool, max: config.pool.saturating_mul(4), memory_mib, spares: 2 }
+/// The isolation in force: the driver's, with the network that guests really have.
+fn isolation(driver: &Isolation, networks: &Networks) -> Isolation {
+    Isolation {
+        network: networks.kind(),
+        reason: format!("{}; {}", driver.reason, networks.reason()),
+        ..driver.clone()
+    }
+}
+
+/// A node that was told to have all of the seal doesn't start without a part of it.
+fn check_seal(choice: SealChoice, isolation: &Isolation) -> anyhow::Result<()> {
+    let missing = &isolation.seal.missing;
+    if choice == SealChoice::Auto || missing.is_empty() {
+        return Ok(());
+    }
+    let gaps: Vec<String> = missing.iter().map(|gap| format!("{}: {}", gap.part, gap.why)).collect();
+    anyhow::bail!(
+        "the seal is required, and this host can't give all of it ({}); `atoll doctor` says more",
+        gaps.join("; ")
+    )
 }
 
 fn gossip_config(config: &NodeConfig) -> GossipConfig {

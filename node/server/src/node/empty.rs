@@ -25,6 +25,7 @@ impl Node {
             tracing::warn!(failed, "sandboxes could not be taken out of the ledger");
         }
         self.service.runtime.destroy_all(MACHINES_LIMIT).await;
+        self.networks.stop(true).await;
         self.publisher.emptied();
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fabric_gossip::{GossipHandle, NodeReport, PoolReport};
 use fabric_quic::Protocol;
-use fabric_types::{Capacity, UnixMillis};
+use fabric_types::{Capacity, Isolation, UnixMillis};
 use node_hypervisor::Hypervisor;
 use raft_consensus::GroupMetrics;
 
@@ -26,6 +26,7 @@ pub(crate) struct Publisher {
     service: Arc<Service>,
     gossip: GossipHandle,
     driver: Arc<dyn Hypervisor>,
+    isolation: Isolation,
     started_at: UnixMillis,
     serving: AtomicBool,
     emptied: AtomicBool,
@@ -38,12 +39,14 @@ impl Publisher {
         service: Arc<Service>,
         gossip: GossipHandle,
         driver: Arc<dyn Hypervisor>,
+        isolation: Isolation,
     ) -> Self {
         Self {
             config: config.clone(),
             service,
             gossip,
             driver,
+            isolation,
             started_at: now(),
             serving: AtomicBool::new(false),
             emptied: AtomicBool::new(false),
@@ -118,7 +121,7 @@ impl Publisher {
             sandboxes: held.map_or(0, |node| node.sandboxes),
             pools: self.pools(),
             fit: self.driver.fit().clone(),
-            isolation: self.driver.isolation().clone(),
+            isolation: self.isolation.clone(),
             hypervisor: self.driver.fit().hypervisor,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             protocols: Protocol::ALL.iter().map(|protocol| protocol.alpn().to_owned()).collect(),
@@ -144,7 +147,6 @@ impl Publisher {
     fn say(&self, last: &mut Option<Status>) {
         let service = &self.service;
         let pools = service.runtime.pools().borrow().clone();
-        let isolation = self.driver.isolation();
         let status = Status {
             catalog_leader: service.catalog.leader().borrow().clone(),
             region_leader: service.placement.leader().borrow().clone(),
@@ -153,7 +155,8 @@ impl Publisher {
             target: pools.iter().map(|pool| pool.target).sum(),
             serving: self.serving.load(Ordering::Relaxed) && self.is_registered(),
             emptied: self.emptied.load(Ordering::Relaxed),
-            isolation: Some(format!("{} with {}", isolation.hypervisor.as_str(), isolation.accelerator.as_str())),
+            isolation: Some(summary(&self.isolation)),
+            network: Some(self.isolation.network.as_str().to_owned()),
             ..Status::begun(pools.first().map_or("starting", |pool| pool.doing.as_str()))
         };
         if last.as_ref() == Some(&status) {
@@ -173,4 +176,16 @@ impl Publisher {
             && !catalog.keys().is_empty()
             && !catalog.templates().is_empty()
     }
+}
+
+/// The isolation in force, in a few words.
+fn summary(isolation: &Isolation) -> String {
+    let Isolation { hypervisor, accelerator, seal, .. } = isolation;
+    let (in_force, missing) = (seal.in_force.len(), seal.missing.len());
+    let seal = match (in_force, missing) {
+        (0, _) => "not sealed".to_owned(),
+        (_, 0) => "sealed".to_owned(),
+        _ => format!("sealed but for {missing} of {} parts", in_force + missing),
+    };
+    format!("{} with {}, {seal}", hypervisor.as_str(), accelerator.as_str())
 }

@@ -33,6 +33,9 @@ pub(crate) struct Status {
     pub(crate) emptied: bool,
     /// Which isolation is in force; why is in the API.
     pub(crate) isolation: Option<String>,
+    /// How guests reach networks.
+    #[serde(default)]
+    pub(crate) network: Option<String>,
 }
 
 impl Status {
