@@ -9,9 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Share of a machine that is being made, in hundredths of what it has.
-const LOWERED_PERCENT: u64 = 10;
-/// Niceness that gives a tenth of the usual share (the kernel's table of weights: 1024 at 0, 110 at 10).
-const LOWERED_NICE: &str = "10";
+const LOWERED_PERCENT: u64 = 33;
+/// Niceness that gives a third of the usual share (the kernel's table of weights: 1024 at 0, 335 at 5).
+const LOWERED_NICE: &str = "5";
 /// Least share that the kernel takes: cpu.shares' 2 (v1), cpu.weight's 1 (v2).
 const SHARE_MIN: u64 = 2;
 

@@ -1,0 +1,132 @@
+//! What stands ready, with real machines: that no two clones share what must be their own, and what a create costs when
+//! the pool is empty.
+
+mod place;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use node_runtime::{CreateFrom, PoolLimits, Runtime, Verb};
+use place::{ONE, Place, code_run, exec, full, id, ms, request};
+
+/// Clones of one template that are compared.
+const CLONES: u8 = 100;
+/// How many of them live at once: some 40 MiB each.
+const AT_ONCE: u8 = 8;
+
+/// What must be a machine's own, a line each. `random` is seeded when the interpreter starts, which is before the clone
+/// was made where it waits ready.
+const OWN: &str = "
+import os, random, socket, uuid
+print('urandom', os.urandom(16).hex())
+print('kernel uuid', open('/proc/sys/kernel/random/uuid').read().strip())
+print('uuid4', uuid.uuid4())
+print('random', random.getrandbits(64))
+print('machine id', open('/etc/machine-id').read().strip())
+print('host name', socket.gethostname())
+";
+
+/// Ends a test's node; nothing of it may be left.
+async fn end(place: &Place, runtime: Runtime) {
+    runtime.destroy_all(Duration::from_secs(60)).await;
+    assert!(place.left().is_empty(), "{:?}", place.left());
+    assert!(place.processes().is_empty(), "{:?}", place.processes());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_a_hundred_clones_share_nothing_that_must_be_their_own() {
+    let Some(place) = Place::new("a hundred clones") else { return };
+    let node = place.filled(u32::from(AT_ONCE)).await;
+    let (runtime, begun) = (&node, Instant::now());
+    let mut seen: BTreeMap<(String, String), u8> = BTreeMap::new();
+    for first in (1..=CLONES).step_by(usize::from(AT_ONCE)) {
+        let numbers: Vec<_> = (first..first + AT_ONCE).filter(|number| *number <= CLONES).collect();
+        let owned = numbers.iter().map(|&number| async move {
+            let run = runtime.run(request(number));
+            // Asked for while the clone is still becoming this sandbox: who gets a way in finds it done.
+            let early = async {
+                while runtime.guest(&id(number), ONE).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                exec(runtime, number, "hostname").await
+            };
+            let (ran, early) = tokio::join!(run, early);
+            ran.expect("run");
+            assert_eq!(early, format!("Box-{number}"), "a command before its identity was in force");
+            code_run(runtime, number, "python", OWN).await
+        });
+        let owned = futures::future::join_all(owned).await;
+        for (number, owned) in numbers.iter().zip(owned) {
+            for line in owned.lines() {
+                let (what, value) = line.rsplit_once(' ').expect("a name and a value");
+                assert!(!value.is_empty(), "{owned}");
+                let other = seen.insert((what.to_owned(), value.to_owned()), *number);
+                assert!(other.is_none(), "{number} and {other:?} share {line}");
+            }
+        }
+        let gone = numbers.iter().map(|&number| async move {
+            runtime.act(&id(number), ONE, Verb::Delete).await.expect("deleted");
+        });
+        futures::future::join_all(gone).await;
+    }
+    let warm = runtime.creates().iter().filter(|budget| budget.from == CreateFrom::Warm).count();
+    println!("{CLONES} clones in {:.1} s, {warm} of them from the pool", begun.elapsed().as_secs_f64());
+    end(&place, node).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_a_create_without_a_warm_clone_takes_a_spare() {
+    let Some(place) = Place::new("spares") else { return };
+    // The template is booted by a create that finds nothing at all.
+    let runtime = place.start_limited(PoolLimits { spares: 2, ..PoolLimits::fixed(0) }, place.store().await).await;
+    for number in 1..=6 {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let start = Instant::now();
+        runtime.run(request(number)).await.expect("run");
+        let ran = ms(start);
+        assert_eq!(exec(&runtime, number, "echo hi").await, "hi");
+        let first = ms(start);
+        println!("run {ran:.1} ms, first exec done at {first:.1} ms: {:?}", runtime.creates().last());
+    }
+    let spares = runtime.creates().iter().filter(|budget| budget.from == CreateFrom::Spare).count();
+    assert!(spares >= 3, "{:?}", runtime.creates());
+    end(&place, runtime).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_an_emptied_pool_fills_again_beside_a_sandbox_that_works() {
+    let Some(place) = Place::new("a pool that fills again") else { return };
+    const TAKEN: u8 = 8;
+    let runtime = place.filled(u32::from(TAKEN) + 1).await;
+    let worker = TAKEN + 1;
+    runtime.run(request(worker)).await.expect("run");
+    full(&runtime, u32::from(TAKEN) + 1).await;
+    let quiet = latencies(&runtime, worker, 40).await;
+    let start = Instant::now();
+    let creates = (1..=TAKEN).map(|number| runtime.run(request(number)));
+    for created in futures::future::join_all(creates).await {
+        created.expect("run");
+    }
+    println!("{TAKEN} at once in {:.1} ms", ms(start));
+    let filled = async {
+        full(&runtime, u32::from(TAKEN) + 1).await;
+        ms(start)
+    };
+    let (filled, busy) = tokio::join!(filled, latencies(&runtime, worker, 80));
+    println!("full again after {filled:.0} ms; exec p50 and p99 {quiet:?} ms before, {busy:?} ms meanwhile");
+    assert!(filled < 60_000.0, "{filled}");
+    end(&place, runtime).await;
+}
+
+/// The median and the 99th hundredth of so many commands, one after the other, in milliseconds.
+async fn latencies(runtime: &Runtime, number: u8, count: usize) -> (f64, f64) {
+    let mut took = Vec::new();
+    for _ in 0..count {
+        let start = Instant::now();
+        exec(runtime, number, "echo hi").await;
+        took.push(ms(start));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    took.sort_by(f64::total_cmp);
+    (took[count / 2], took[count * 99 / 100])
+}
