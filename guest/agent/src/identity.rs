@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use guest_proto::surface::{AgentErrorCode, ENTROPY_BYTES_MIN, Identity, IdentityAck};
 
 use crate::machine::Machine;
+use crate::network;
 use crate::refusal::{Answer, bad_request, refuse};
 use crate::sys::ENTROPY_BYTES_MAX;
 
@@ -29,6 +30,8 @@ struct State {
     sandbox_id: String,
     ready: bool,
     generation: u64,
+    /// Whether it is a rehearsal's.
+    rehearsal: bool,
     environment: BTreeMap<String, String>,
 }
 
@@ -62,7 +65,10 @@ impl IdentityCell {
 
     /// Applies an identity. Of the same sandbox it must not be older than what was seen; another sandbox's is a new
     /// life, with generations of its own.
-    pub(crate) fn apply(&self, machine: &dyn Machine, identity: Identity) -> Answer<IdentityAck> {
+    ///
+    /// `renew` is called when what was parked under the identity before must not live on under this one: that one was a
+    /// sandbox's too, and this is another life of the same memory.
+    pub(crate) fn apply(&self, machine: &dyn Machine, renew: &dyn Fn(), identity: Identity) -> Answer<IdentityAck> {
         let start = Instant::now();
         let parsed = Parsed::check(identity)?;
         let mut state = self.lock();
@@ -70,12 +76,17 @@ impl IdentityCell {
         if identity.sandbox_id == state.sandbox_id && identity.generation < state.generation {
             return Err(stale(identity.generation, state.generation));
         }
+        let same_life = identity.sandbox_id == state.sandbox_id && identity.generation == state.generation;
+        let lived = !state.sandbox_id.is_empty() && !state.rehearsal;
         // Until all of it holds the guest is nobody: no command may run with half an identity.
         state.ready = false;
         parsed.apply(machine)?;
+        if lived && !same_life {
+            renew();
+        }
         let Parsed { identity, .. } = parsed;
-        let generation = identity.generation;
-        *state = State { sandbox_id: identity.sandbox_id, ready: true, generation, environment: identity.env };
+        let Identity { sandbox_id, generation, rehearsal, env, .. } = identity;
+        *state = State { sandbox_id, ready: true, generation, rehearsal, environment: env };
         let took_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         Ok(IdentityAck { generation, took_us })
     }
@@ -121,6 +132,9 @@ impl Parsed {
                 Some(parse_mac(text).ok_or_else(|| bad_request("a MAC is six bytes as in 02:00:00:00:00:01"))?)
             }
         };
+        if let Some(fault) = identity.network.as_ref().and_then(network::fault) {
+            return Err(bad_request(fault));
+        }
         Ok(Self { identity, entropy, mac })
     }
 
@@ -131,12 +145,13 @@ impl Parsed {
         };
         let identity = &self.identity;
         machine.reseed(&self.entropy).map_err(failed("reseed the random pool"))?;
-        machine.set_clock(identity.wall_clock_ns).map_err(failed("step the clock"))?;
-        machine.set_names(&identity.hostname, &identity.machine_id).map_err(failed("name the machine"))?;
-        match self.mac {
-            Some(mac) => machine.set_mac(mac).map_err(failed("set the network card's address")),
-            None => Ok(()),
+        if !identity.rehearsal {
+            // A rehearsal leaves the clock where it was before any identity: see `Machine::set_clock`.
+            machine.set_clock(identity.wall_clock_ns).map_err(failed("step the clock"))?;
         }
+        machine.set_names(&identity.hostname, &identity.machine_id).map_err(failed("name the machine"))?;
+        machine.set_limits(&identity.limits).map_err(failed("limit the commands"))?;
+        machine.set_network(self.mac, identity.network.as_ref()).map_err(failed("set up the network card"))
     }
 }
 
@@ -153,7 +168,10 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::cell::Cell;
     use std::io;
+
+    use guest_proto::surface::{GuestLimits, GuestNetwork};
 
     use super::*;
 
@@ -181,8 +199,14 @@ pub(crate) mod tests {
         fn set_names(&self, hostname: &str, machine_id: &str) -> io::Result<()> {
             self.call("names", format!("{hostname} {machine_id}"))
         }
-        fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
-            self.call("mac", format!("{mac:?}"))
+        fn set_network(&self, mac: Option<[u8; 6]>, network: Option<&GuestNetwork>) -> io::Result<()> {
+            self.call("network", format!("{mac:?} {network:?}"))
+        }
+        fn set_limits(&self, limits: &GuestLimits) -> io::Result<()> {
+            self.call("limits", format!("{limits:?}"))
+        }
+        fn grow_disk(&self) -> io::Result<u64> {
+            self.call("grow", String::new()).map(|()| 5 << 30)
         }
         fn power_off(&self) {
             let _ = self.call("power_off", String::new());
@@ -196,6 +220,8 @@ pub(crate) mod tests {
             hostname: "box-1".to_owned(),
             machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
             mac: None,
+            network: None,
+            limits: GuestLimits::default(),
             entropy: STANDARD.encode([7; 64]),
             wall_clock_ns: 1_800_000_000_000_000_000,
             env: BTreeMap::from([("FROM".to_owned(), "identity".to_owned())]),
@@ -207,28 +233,43 @@ pub(crate) mod tests {
     fn nothing_is_admitted_before_an_identity_and_nothing_stale_after() {
         let (cell, machine) = (IdentityCell::default(), Recorder::default());
         assert_eq!(cell.admit(1).unwrap_err().code, AgentErrorCode::NoIdentity);
-        assert_eq!(cell.apply(&machine, identity("a", 3)).unwrap().generation, 3);
+        assert_eq!(cell.apply(&machine, &|| {}, identity("a", 3)).unwrap().generation, 3);
         assert_eq!(cell.admit(2).unwrap_err().code, AgentErrorCode::StaleGeneration);
         assert_eq!(cell.admit(3).unwrap()["FROM"], "identity");
         cell.admit(5).unwrap();
         assert_eq!(cell.admit(4).unwrap_err().code, AgentErrorCode::StaleGeneration);
-        assert_eq!(cell.apply(&machine, identity("a", 4)).unwrap_err().code, AgentErrorCode::StaleGeneration);
+        assert_eq!(cell.apply(&machine, &|| {}, identity("a", 4)).unwrap_err().code, AgentErrorCode::StaleGeneration);
         assert_eq!(cell.status(), (true, 5), "a refused identity changes nothing");
-        cell.apply(&machine, identity("a", 5)).unwrap();
-        cell.apply(&machine, identity("b", 1)).unwrap();
+        cell.apply(&machine, &|| {}, identity("a", 5)).unwrap();
+        cell.apply(&machine, &|| {}, identity("b", 1)).unwrap();
         assert_eq!(cell.status(), (true, 1), "another sandbox begins anew");
+    }
+
+    #[test]
+    fn a_rehearsal_leaves_the_clock_and_only_another_life_renews_what_is_parked() {
+        let (cell, machine, renewed) = (IdentityCell::default(), Recorder::default(), Cell::new(0));
+        let take = |identity| {
+            cell.apply(&machine, &|| renewed.set(renewed.get() + 1), identity).unwrap();
+            renewed.get()
+        };
+        assert_eq!(take(Identity { rehearsal: true, ..identity("rehearsal", 0) }), 0);
+        assert!(!machine.calls.lock().unwrap().iter().any(|call| call.starts_with("clock")));
+        assert_eq!(take(identity("a", 1)), 0, "a template's parked interpreters are the clone's");
+        assert_eq!(take(identity("a", 1)), 0, "a resume is the same life");
+        assert_eq!(take(identity("a", 2)), 1, "a restore is another");
+        assert_eq!(take(identity("b", 2)), 2, "and so is a fork");
     }
 
     #[test]
     fn entropy_comes_first_and_its_failure_leaves_nobody() {
         let (cell, machine) = (IdentityCell::default(), Recorder::default());
-        cell.apply(&machine, Identity { mac: Some("02:00:00:00:00:0a".to_owned()), ..identity("a", 1) }).unwrap();
+        cell.apply(&machine, &|| {}, Identity { mac: Some("02:00:00:00:00:0a".to_owned()), ..identity("a", 1) }).unwrap();
         let calls = machine.calls.lock().unwrap().clone();
         let names: Vec<&str> = calls.iter().map(|call| call.split(' ').next().unwrap()).collect();
-        assert_eq!(names, ["reseed", "clock", "names", "mac"]);
+        assert_eq!(names, ["reseed", "clock", "names", "limits", "network"]);
 
         let broken = Recorder { fails: Some("reseed"), ..Recorder::default() };
-        assert_eq!(cell.apply(&broken, identity("b", 1)).unwrap_err().code, AgentErrorCode::Internal);
+        assert_eq!(cell.apply(&broken, &|| {}, identity("b", 1)).unwrap_err().code, AgentErrorCode::Internal);
         assert_eq!(broken.calls.lock().unwrap().len(), 1);
         assert_eq!(cell.admit(9).unwrap_err().code, AgentErrorCode::NoIdentity);
     }
@@ -265,7 +306,7 @@ pub(crate) mod tests {
         ];
         for identity in bad {
             assert_eq!(
-                cell.apply(&machine, identity.clone()).unwrap_err().code,
+                cell.apply(&machine, &|| {}, identity.clone()).unwrap_err().code,
                 AgentErrorCode::BadRequest,
                 "{identity:?}"
             );

@@ -3,23 +3,32 @@
 //! Behind a trait, because the agent's tests run on machines whose clock, name and random pool are none of theirs.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use guest_proto::boot::DISK_DEVICE;
+use guest_proto::surface::{GuestLimits, GuestNetwork};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 use nix::unistd::{Pid, sethostname, sync};
 
 use crate::console::say;
-use crate::sys;
+use crate::limits::Bounds;
+use crate::{network, sys};
 
+/// What the clock shows until the first sandbox's identity: the first of January 2020, years before any real one. OpenSSL
+/// seeds its generators anew when the clock has gone more than an hour further (its primary's time interval), so that
+/// those in parked interpreters, which clones of this machine share, are seeded anew by the step to the real time.
+const BEFORE_ANY_IDENTITY: Duration = Duration::from_secs(1_577_836_800);
 /// How long processes may take to end after SIGTERM.
 const TERM_WAIT: Duration = Duration::from_secs(1);
 /// Between two looks at whether they have.
@@ -33,8 +42,12 @@ pub(crate) trait Machine: Send + Sync {
     fn set_clock(&self, wall_clock_ns: u64) -> io::Result<()>;
     /// Names the machine: host name, /etc/hostname, /etc/hosts, /etc/machine-id.
     fn set_names(&self, hostname: &str, machine_id: &str) -> io::Result<()>;
-    /// Gives the network card its address. Without a card there is nothing to do.
-    fn set_mac(&self, mac: [u8; 6]) -> io::Result<()>;
+    /// Sets the network card up, or takes it down where there is no network. Without a card a MAC is nobody's.
+    fn set_network(&self, mac: Option<[u8; 6]>, network: Option<&GuestNetwork>) -> io::Result<()>;
+    /// Puts in force what commands may use together.
+    fn set_limits(&self, limits: &GuestLimits) -> io::Result<()>;
+    /// Has the own disk's file system take all of its device; gives its size in bytes.
+    fn grow_disk(&self) -> io::Result<u64>;
     /// Ends all processes, saves the disk and switches off. Doesn't return on the real one.
     fn power_off(&self);
 }
@@ -43,21 +56,20 @@ pub(crate) trait Machine: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct Guest {
     random: File,
-    /// The disk's root, for the last remount.
+    /// The disk's root, for growing it and for the last remount.
     disk: Option<File>,
+    bounds: Arc<Bounds>,
 }
 
 impl Guest {
     /// Opens what is needed later and prepares what doesn't depend on an identity.
-    pub(crate) fn new(disk: Option<File>) -> io::Result<Self> {
+    pub(crate) fn new(disk: Option<File>, bounds: Arc<Bounds>) -> io::Result<Self> {
         let random = OpenOptions::new().write(true).open("/dev/urandom")?;
-        let guest = Self { random, disk };
-        if let Err(error) = control_socket().and_then(|socket| sys::interface_up(socket.as_raw_fd(), "lo")) {
-            say(&format!("can't bring up the loopback interface: {error}"));
-        }
+        let guest = Self { random, disk, bounds };
+        clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(BEFORE_ANY_IDENTITY))?;
         // Written once before any clone is made, so that an identity only rewrites what is on the disk already.
         guest.set_names("atoll", &"0".repeat(32))?;
-        fs::write("/etc/resolv.conf", "# This guest has no network.\n")?;
+        network::prepare()?;
         Ok(guest)
     }
 }
@@ -82,9 +94,23 @@ impl Machine for Guest {
         )
     }
 
-    fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
-        let Some(card) = network_card() else { return Ok(()) };
-        sys::interface_mac(control_socket()?.as_raw_fd(), &card, mac)
+    fn set_network(&self, mac: Option<[u8; 6]>, network: Option<&GuestNetwork>) -> io::Result<()> {
+        network::set(mac, network)
+    }
+
+    fn set_limits(&self, limits: &GuestLimits) -> io::Result<()> {
+        self.bounds.set(limits)
+    }
+
+    fn grow_disk(&self) -> io::Result<u64> {
+        let disk = self.disk.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let mut device = File::open(DISK_DEVICE)?;
+        let device_bytes = device.seek(SeekFrom::End(0))?;
+        let block_bytes = u64::try_from(fstatvfs(disk)?.block_size()).map_err(|_| io::ErrorKind::InvalidData)?;
+        if file_system_blocks(&mut device)? < device_bytes / block_bytes {
+            sys::resize_ext4(disk, device_bytes / block_bytes)?;
+        }
+        Ok(file_system_blocks(&mut device)? * block_bytes)
     }
 
     fn power_off(&self) {
@@ -111,21 +137,21 @@ impl Machine for Guest {
 }
 
 /// Writes over what is there: a small file stays one block on the disk, with no new entry in a folder.
-fn rewrite(path: &str, text: &str) -> io::Result<()> {
+pub(crate) fn rewrite(path: &str, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     file.write_all(text.as_bytes())?;
     file.set_len(text.len() as u64)
 }
 
-/// A socket to ask for interfaces by (netdevice(7)).
-fn control_socket() -> io::Result<std::os::fd::OwnedFd> {
-    Ok(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?)
-}
-
-/// The guest's only card, if it has one.
-fn network_card() -> Option<String> {
-    let entries = fs::read_dir("/sys/class/net").ok()?;
-    entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).find(|name| name != "lo")
+/// How many blocks the file system on a device has, by its superblock: 1024 bytes in, with the count's halves at 4 and
+/// 0x150 (the kernel's documentation of ext4, "The Super Block").
+fn file_system_blocks(device: &mut File) -> io::Result<u64> {
+    let half = |at: u64| -> io::Result<u64> {
+        let mut bytes = [0; 4];
+        device.read_exact_at(&mut bytes, 1024 + at)?;
+        Ok(u64::from(u32::from_le_bytes(bytes)))
+    };
+    Ok(half(0x150)? << 32 | half(4)?)
 }
 
 /// Whether any process but this one and the kernel's own is left.

@@ -7,6 +7,10 @@
 //! http       the surface over HTTP/2, one connection a session
 //! identity   who the guest is; nothing but health is answered before it
 //! exec       commands and program texts
+//! interpreter  stateful interpreters: contexts, and executions in them
+//! warm       interpreters started ahead
+//! limits     what commands may use together
+//! network    the network card
 //! files      files and folders
 //! facts      health and logs
 //! console    log lines on the console, and kept
@@ -23,9 +27,13 @@ mod facts;
 mod files;
 mod http;
 mod identity;
+mod interpreter;
+mod limits;
 mod machine;
+mod network;
 mod refusal;
 mod sys;
+mod warm;
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -40,18 +48,23 @@ use crate::console::say;
 use crate::exec::{Engine, Reaper, Scope};
 use crate::http::{Agent, serve};
 use crate::identity::IdentityCell;
+use crate::interpreter::Contexts;
+use crate::limits::Bounds;
 use crate::machine::Guest;
+use crate::warm::Place;
 
 /// Where program texts lie while they run: gone with every boot.
 const SCRATCH: &str = "/tmp/.atoll";
+/// Where the interpreters' side of what is parked lies.
+const SCRIPTS: &str = "/run/atoll/warm";
 /// Threads that may wait for a disk at once.
 const BLOCKING_THREADS_MAX: usize = 16;
 /// How long such a thread waits for more to do.
 const BLOCKING_IDLE: Duration = Duration::from_secs(10);
-/// Open files of the agent, and of each command to begin with: 64 commands with three pipes, their children's pipes.
+/// Open files of the agent: 64 commands with three pipes, uploads, parked interpreters. A command has its own limit.
 const OPEN_FILES: u64 = 4096;
-/// As many as a command may raise it to.
-const OPEN_FILES_MAX: u64 = 1 << 16;
+/// As many as a command may have.
+const OPEN_FILES_MAX: u64 = 1 << 20;
 
 fn main() {
     if std::process::id() != 1 {
@@ -68,23 +81,26 @@ fn main() {
 
 fn run() -> Result<(), Box<dyn Error>> {
     let root = boot::run()?;
-    // Commands inherit it; what was is enough for the agent alone.
     if let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES_MAX) {
         say(&format!("can't raise the limit of open files: {error}"));
     }
-    let machine = Arc::new(Guest::new(root.disk)?);
+    let bounds = Arc::new(Bounds::make());
+    let machine = Arc::new(Guest::new(root.disk, Arc::clone(&bounds))?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_keep_alive(BLOCKING_IDLE)
         .build()?;
     runtime.block_on(async {
+        let reaper = Reaper::start(Scope::Everything)?;
+        let place = Place::new(PathBuf::from(HOME), PathBuf::from(SCRATCH), PathBuf::from(SCRIPTS))?;
         let agent = Arc::new(Agent {
             machine,
             identity: IdentityCell::default(),
-            engine: Engine::new(Reaper::start(Scope::Everything)?),
-            home: PathBuf::from(HOME),
-            scratch: PathBuf::from(SCRATCH),
+            engine: Engine::new(reaper.clone(), Arc::clone(&bounds)),
+            contexts: Contexts::default(),
+            warm: warm::start(&place, reaper, bounds),
+            place,
         });
         let mut channel = Channel::open().await?;
         say("up");

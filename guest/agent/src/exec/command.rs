@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::CString;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -121,6 +123,11 @@ pub(crate) fn merged(
     environment.extend(sandbox.clone());
     environment.extend(request);
     Ok(environment)
+}
+
+/// An environment as a program is started with.
+pub(crate) fn strings(environment: &BTreeMap<String, String>) -> io::Result<Vec<CString>> {
+    environment.iter().map(|(name, value)| Ok(CString::new(format!("{name}={value}"))?)).collect()
 }
 
 /// A program as execvp(3) finds it.

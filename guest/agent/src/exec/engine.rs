@@ -10,9 +10,8 @@
 use std::fs;
 use std::future::pending;
 use std::io::{self, PipeWriter};
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::process::{self, Stdio};
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,11 +24,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::Sender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::command::Command;
+use super::command::{Command, strings};
 use super::output::{Budget, Collected, Output};
 use super::reaper::Reaper;
+use crate::limits::Bounds;
 use crate::refusal::{Answer, file_error, refuse};
-use crate::sys::Exit;
+use crate::sys::{self, Exit, Launch};
+use crate::warm::Parked;
 
 /// Commands at once: each holds pipes and output in the agent's memory. A model runs a few; a loop is stopped here.
 const COMMANDS_MAX: usize = 64;
@@ -47,12 +48,25 @@ pub(crate) enum Ended {
     TimedOut(Duration),
 }
 
+impl Ended {
+    /// With what is in one output alone in the output that a merged command has.
+    pub(crate) fn merged(mut self, merge: bool) -> Self {
+        if let Self::Reply(reply) = &mut self
+            && merge
+        {
+            reply.stdout = std::mem::take(&mut reply.stderr);
+        }
+        self
+    }
+}
+
 /// Starts commands, a bounded number at once.
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
     reaper: Reaper,
     permits: Arc<Semaphore>,
     budget: Budget,
+    bounds: Arc<Bounds>,
 }
 
 /// Where output goes.
@@ -69,13 +83,19 @@ enum From {
 }
 
 /// A started command.
-struct Running {
-    group: Pid,
-    ended: oneshot::Receiver<Exit>,
-    stdout: Output,
-    stderr: Output,
+pub(crate) struct Running {
+    /// Its process, and its process group.
+    pub(crate) group: Pid,
+    /// How it ends.
+    pub(crate) ended: oneshot::Receiver<Exit>,
+    /// Its standard output.
+    pub(crate) stdout: Output,
+    /// Its standard error.
+    pub(crate) stderr: Output,
     started: Instant,
-    _permit: OwnedSemaphorePermit,
+    bounds: Arc<Bounds>,
+    /// How many processes had been ended for memory before it started.
+    memory_kills: u64,
 }
 
 /// What the watch saw.
@@ -87,16 +107,22 @@ struct Seen {
 }
 
 impl Engine {
-    pub(crate) fn new(reaper: Reaper) -> Self {
-        Self { reaper, permits: Arc::new(Semaphore::new(COMMANDS_MAX)), budget: Budget::default() }
+    pub(crate) fn new(reaper: Reaper, bounds: Arc<Bounds>) -> Self {
+        Self { reaper, permits: Arc::new(Semaphore::new(COMMANDS_MAX)), budget: Budget::default(), bounds }
     }
 
     /// Runs a command to its end.
     pub(crate) async fn run(&self, command: Command) -> Answer<Ended> {
+        self.run_in(None, command).await
+    }
+
+    /// Runs a command to its end in a parked interpreter, or in a process of its own.
+    pub(crate) async fn run_in(&self, parked: Option<Parked>, command: Command) -> Answer<Ended> {
         let timeout = command.limits.timeout;
-        let running = self.start(&command)?;
+        let permit = self.permit()?;
+        let running = self.begin(parked, &command)?;
         let sink = Sink::Collect { stdout: self.collected(), stderr: self.collected() };
-        let watch = tokio::spawn(watch(running, command, sink));
+        let watch = tokio::spawn(watch(running, command, sink, permit));
         let seen = watch.await.map_err(|_| refuse(AgentErrorCode::Internal, "the watch over a command broke off"))?;
         match (timeout, seen.timed_out) {
             (Some(timeout), true) => Ok(Ended::TimedOut(timeout)),
@@ -106,11 +132,12 @@ impl Engine {
 
     /// Runs a command and gives its events as they come; the last is `Exit`.
     pub(crate) fn stream(&self, command: Command) -> Answer<mpsc::Receiver<ExecEvent>> {
-        let running = self.start(&command)?;
+        let permit = self.permit()?;
+        let running = self.begin(None, &command)?;
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         tokio::spawn(async move {
             let last = events.clone();
-            let seen = watch(running, command, Sink::Stream(events)).await;
+            let seen = watch(running, command, Sink::Stream(events), permit).await;
             let (exit_code, signal) = exit_numbers(seen.exit);
             let exit = ExecEvent::Exit { exit_code, signal, timed_out: seen.timed_out, truncated: false };
             // A reader that is gone needs no end.
@@ -123,57 +150,97 @@ impl Engine {
         Collected::new(self.budget.clone())
     }
 
-    /// Starts the process. Nothing is awaited between its start and its registration.
-    fn start(&self, command: &Command) -> Answer<Running> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
+    fn permit(&self) -> Answer<OwnedSemaphorePermit> {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             refuse(
                 AgentErrorCode::Busy,
                 format!("{COMMANDS_MAX} commands are running already; try again when one has ended"),
             )
-        })?;
-        let action = "start";
-        let failed = |error| file_error(action, &command.program)(error);
+        })
+    }
+
+    /// Starts a command in a parked interpreter, or in a process of its own. Whoever calls watches it.
+    pub(crate) fn begin(&self, parked: Option<Parked>, command: &Command) -> Answer<Running> {
+        match parked {
+            Some(parked) => self.use_parked(parked, command),
+            None => self.start(command),
+        }
+    }
+
+    /// Has a parked interpreter run a command. If it has died, a fresh process does.
+    fn use_parked(&self, mut parked: Parked, command: &Command) -> Answer<Running> {
+        let memory_kills = self.bounds.memory_kills();
+        if let Some(files) = self.bounds.own_open_files() {
+            // One that has just died is found out by what follows.
+            let _ = sys::set_open_files(parked.pid.as_raw(), files);
+        }
+        let started = Instant::now();
+        if parked.tell(command).is_err() {
+            return self.start(command);
+        }
+        let failed = |error| file_error("start", &command.program)(error);
+        let stderr = if command.limits.merge { Output::none() } else { Output::new(parked.stderr).map_err(failed)? };
+        let stdout = Output::new(parked.stdout).map_err(failed)?;
+        let bounds = Arc::clone(&self.bounds);
+        Ok(Running { group: parked.pid, ended: parked.ended, stdout, stderr, started, bounds, memory_kills })
+    }
+
+    /// Starts the process. Nothing is awaited between its start and its registration.
+    fn start(&self, command: &Command) -> Answer<Running> {
+        let failed = |error: io::Error| match error.raw_os_error() {
+            Some(libc::EAGAIN) => refuse(AgentErrorCode::Busy, self.bounds.pids_sentence()),
+            _ => file_error("start", &command.program)(error),
+        };
         let (out_reader, out_writer) = io::pipe().map_err(failed)?;
         let (stderr, err_writer) = if command.limits.merge {
-            (Output::none(), out_writer.try_clone().map_err(failed)?)
+            (Output::none(), None)
         } else {
             let (reader, writer) = io::pipe().map_err(failed)?;
-            (Output::new(reader).map_err(failed)?, writer)
+            (Output::new(reader).map_err(failed)?, Some(writer))
         };
         let stdout = Output::new(out_reader).map_err(failed)?;
         let (stdin, stdin_writer) = stdin_of(command).map_err(failed)?;
-
-        let mut process = process::Command::new(&command.program);
-        process
-            .args(&command.arguments)
-            .env_clear()
-            .envs(&command.environment)
-            .current_dir(&command.cwd)
-            .process_group(0)
-            .stdin(stdin)
-            .stdout(out_writer)
-            .stderr(err_writer);
-        let child = process.spawn().map_err(failed)?;
-        let group = Pid::from_raw(child.id().cast_signed());
+        let memory_kills = self.bounds.memory_kills();
+        let started = Instant::now();
+        let name = |path: &std::path::Path| CString::new(path.as_os_str().as_encoded_bytes());
+        let launch = || {
+            let program = name(&command.program)?;
+            let mut arguments = vec![program.clone()];
+            for argument in &command.arguments {
+                arguments.push(CString::new(argument.as_str())?);
+            }
+            sys::launch(&Launch {
+                program,
+                arguments,
+                environment: strings(&command.environment)?,
+                cwd: name(&command.cwd)?,
+                descriptors: &[stdin.as_fd(), out_writer.as_fd(), err_writer.as_ref().unwrap_or(&out_writer).as_fd()],
+                cgroup: self.bounds.group(),
+                open_files: self.bounds.open_files(),
+                expendable: true,
+            })
+        };
+        let group = Pid::from_raw(launch().map_err(failed)?);
         let ended = self.reaper.register(group);
         if let Some(writer) = stdin_writer {
             feed(writer, command.stdin.clone());
         }
-        Ok(Running { group, ended, stdout, stderr, started: Instant::now(), _permit: permit })
+        let bounds = Arc::clone(&self.bounds);
+        Ok(Running { group, ended, stdout, stderr, started, bounds, memory_kills })
     }
 }
 
 /// Standard input: nothing, or a pipe and the end to write to.
-fn stdin_of(command: &Command) -> io::Result<(Stdio, Option<PipeWriter>)> {
+fn stdin_of(command: &Command) -> io::Result<(OwnedFd, Option<PipeWriter>)> {
     if command.stdin.is_empty() {
-        return Ok((Stdio::null(), None));
+        return Ok((fs::File::open("/dev/null")?.into(), None));
     }
     let (reader, writer) = io::pipe()?;
     Ok((reader.into(), Some(writer)))
 }
 
-/// Writes standard input beside everything else; a command that doesn't read it ends that with its own end.
-fn feed(writer: PipeWriter, bytes: Vec<u8>) {
+/// Writes bytes to a pipe beside everything else; a command that doesn't read them ends that with its own end.
+pub(crate) fn feed(writer: PipeWriter, bytes: Vec<u8>) {
     tokio::spawn(async move {
         if let Ok(mut pipe) = Sender::from_owned_fd(OwnedFd::from(writer)) {
             // The command may well end without reading all of it.
@@ -183,7 +250,7 @@ fn feed(writer: PipeWriter, bytes: Vec<u8>) {
 }
 
 /// Watches a command to its end.
-async fn watch(mut running: Running, command: Command, mut sink: Sink) -> Seen {
+async fn watch(mut running: Running, command: Command, mut sink: Sink, _permit: OwnedSemaphorePermit) -> Seen {
     let mut deadline = Deadline::new(command.limits.timeout, running.started);
     let exit = loop {
         tokio::select! {
@@ -212,9 +279,21 @@ async fn watch(mut running: Running, command: Command, mut sink: Sink) -> Seen {
         });
         sink.send(from, &rest).await;
     }
+    if exit.is_some_and(may_be_memory) && running.bounds.memory_kills() > running.memory_kills {
+        let sentence = running.bounds.memory_sentence();
+        let from = if command.limits.merge { From::Stdout } else { From::Stderr };
+        sink.collect(from, sentence.as_bytes());
+        sink.send(from, sentence.as_bytes()).await;
+    }
     running.stdout.drain();
     running.stderr.drain();
     Seen { exit, timed_out: deadline.killed, took, sink }
+}
+
+/// Whether a command's end is how one ends that was killed for memory, itself or the one that its shell waited for.
+fn may_be_memory(exit: Exit) -> bool {
+    let killed = Signal::SIGKILL as i32;
+    matches!(exit, Exit::Signal(signal) if signal == killed) || matches!(exit, Exit::Code(code) if code == 128 + killed)
 }
 
 /// The moment that kills, then the moment that gives up on the killed.

@@ -6,15 +6,18 @@
 //! engine    starts a command; a task of its own watches it to its end, whether anyone still listens or not
 //! output    the command's pipes: read while it runs, emptied when it ends, drained when children hold them
 //! code      program texts for an interpreter
+//! typescript  types taken out, lines kept
 //! ```
 
 mod code;
-mod command;
+pub(crate) mod command;
 mod engine;
 mod output;
 mod reaper;
+mod typescript;
 
-pub(crate) use code::prepare as prepare_code;
-pub(crate) use command::Command;
-pub(crate) use engine::{Ended, Engine};
+pub(crate) use code::{Language, NODE, PYTHON, importable, prepare as prepare_code, program_file};
+pub(crate) use command::{Command, merged, strings, timeout};
+pub(crate) use engine::{Ended, Engine, Running, feed};
 pub(crate) use reaper::{Reaper, Scope};
+pub(crate) use typescript::{laid_out, transpiler};

@@ -20,25 +20,25 @@ const REST_BYTES_MAX: usize = 1 << 20;
 
 /// The reading end of one pipe.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(crate) struct Output {
     pipe: Option<Receiver>,
     buffer: Vec<u8>,
     filled: usize,
 }
 
 impl Output {
-    pub(super) fn new(pipe: PipeReader) -> io::Result<Self> {
+    pub(crate) fn new(pipe: PipeReader) -> io::Result<Self> {
         let pipe = Receiver::from_owned_fd(OwnedFd::from(pipe))?;
         Ok(Self { pipe: Some(pipe), buffer: vec![0; READ_BYTES], filled: 0 })
     }
 
     /// No pipe: the other output carries both.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self { pipe: None, buffer: Vec::new(), filled: 0 }
     }
 
     /// The next bytes; never ready once the pipe has ended. Cancel safe.
-    pub(super) async fn read(&mut self) -> &[u8] {
+    pub(crate) async fn read(&mut self) -> &[u8] {
         poll_fn(|cx| self.poll(cx)).await;
         &self.buffer[..self.filled]
     }
@@ -68,7 +68,7 @@ impl Output {
     }
 
     /// Calls `take` with all that the command left in the pipe.
-    pub(super) fn empty(&mut self, mut take: impl FnMut(&[u8])) {
+    pub(crate) fn empty(&mut self, mut take: impl FnMut(&[u8])) {
         let mut rest = 0;
         while rest < REST_BYTES_MAX
             && let Some(bytes) = self.read_now()

@@ -2,25 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use guest_proto::surface::{AgentErrorCode, CodeRunRequest, ExecEvent, ExecRequest, Identity};
+use guest_proto::surface::{AgentErrorCode, CodeRunRequest, DiskSize, ExecReply, ExecRequest, Identity};
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Body as HttpBody;
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::body::{Body, json, no_content, pieces, read_json, refusal, steps, text};
 use super::route::{Route, generation};
-use crate::exec::{Command, Ended, Engine, prepare_code};
+use crate::exec::{Command, Ended, Engine, Language, laid_out, prepare_code, transpiler};
 use crate::facts;
 use crate::files::{Download, Upload, blocking, info, list, make_folder, remove, resolve};
 use crate::identity::IdentityCell;
+use crate::interpreter::{Contexts, Means};
 use crate::machine::Machine;
 use crate::refusal::{Answer, bad_request, refuse};
+use crate::warm::{Place, Warm};
 
 /// How long the answer to a shutdown may take to reach the host before the machine goes down.
 const LAST_ANSWER: Duration = Duration::from_millis(50);
@@ -33,10 +37,12 @@ pub(crate) struct Agent {
     pub(crate) identity: IdentityCell,
     /// Starts commands.
     pub(crate) engine: Engine,
-    /// Where commands start and relative paths begin.
-    pub(crate) home: PathBuf,
-    /// Where program texts lie while they run.
-    pub(crate) scratch: PathBuf,
+    /// Stateful interpreters.
+    pub(crate) contexts: Contexts,
+    /// Interpreters started ahead.
+    pub(crate) warm: Warm,
+    /// Where commands start and relative paths begin, where program texts lie while they run.
+    pub(crate) place: Place,
 }
 
 impl Agent {
@@ -66,7 +72,7 @@ impl Agent {
             }
             Route::Identity => {
                 let identity: Identity = read_json(body).await?;
-                return Ok(json(StatusCode::OK, &self.identity.apply(&*self.machine, identity)?));
+                return self.take_identity(identity).await;
             }
             _ => {}
         }
@@ -76,12 +82,20 @@ impl Agent {
             Route::ExecStream => self.exec_stream(read_json(body).await?, &environment),
             Route::CodeRun => self.code_run(read_json(body).await?, &environment).await,
             Route::Upload { path, mode } => self.upload(&path, mode, body).await,
+            Route::NewContext => {
+                let request = read_json(body).await?;
+                Ok(json(StatusCode::OK, &self.contexts.create(&self.means(&environment), request).await?))
+            }
+            Route::Execute => {
+                let request = read_json(body).await?;
+                Ok(lines(self.contexts.execute(&self.means(&environment), request).await?))
+            }
             other => self.answer_without_body(other).await,
         }
     }
 
     async fn answer_without_body(&self, route: Route) -> Answer<Response<Body>> {
-        let home = self.home.clone();
+        let home = self.place.home.clone();
         match route {
             Route::List { path } => Ok(json(StatusCode::OK, &blocking(move || list(&resolve(&home, &path)?)).await?)),
             Route::Info { path } => Ok(json(StatusCode::OK, &blocking(move || info(&resolve(&home, &path)?)).await?)),
@@ -101,6 +115,23 @@ impl Agent {
                     );
                 Ok(pieces("application/octet-stream", bytes))
             }
+            Route::Contexts => Ok(json(StatusCode::OK, &self.contexts.list())),
+            Route::DeleteContext { id } => {
+                self.contexts.delete(&id)?;
+                Ok(no_content())
+            }
+            Route::Interrupt { id } => {
+                self.contexts.interrupt(&id)?;
+                Ok(no_content())
+            }
+            Route::GrowDisk => {
+                let machine = Arc::clone(&self.machine);
+                let failed = |error: io::Error| {
+                    refuse(AgentErrorCode::Internal, format!("can't grow the disk's file system: {error}"))
+                };
+                let bytes = blocking(move || machine.grow_disk().map_err(failed)).await?;
+                Ok(json(StatusCode::OK, &DiskSize { bytes }))
+            }
             Route::Logs { tail } => Ok(text(facts::logs(tail))),
             Route::Shutdown => {
                 self.shut_down();
@@ -111,6 +142,8 @@ impl Agent {
             | Route::Exec
             | Route::ExecStream
             | Route::CodeRun
+            | Route::NewContext
+            | Route::Execute
             | Route::Upload { .. } => {
                 Err(refuse(AgentErrorCode::Internal, "a request was answered in the wrong place"))
             }
@@ -118,20 +151,17 @@ impl Agent {
     }
 
     async fn exec(&self, request: ExecRequest, environment: &BTreeMap<String, String>) -> Answer<Response<Body>> {
-        let command = Command::parse(request, environment, &self.home)?;
+        let command = Command::parse(request, environment, &self.place.home)?;
         told(self.engine.run(command).await?)
     }
 
     fn exec_stream(&self, request: ExecRequest, environment: &BTreeMap<String, String>) -> Answer<Response<Body>> {
-        let command = Command::parse(request, environment, &self.home)?;
-        let events = self.engine.stream(command)?;
-        let lines = steps(events, |mut events: mpsc::Receiver<ExecEvent>| async move {
-            let Some(event) = events.recv().await else { return Ok(None) };
-            let mut line = serde_json::to_vec(&event).map_err(io::Error::other)?;
-            line.push(b'\n');
-            Ok(Some((Bytes::from(line), events)))
-        });
-        Ok(pieces("application/x-ndjson", lines))
+        let command = Command::parse(request, environment, &self.place.home)?;
+        Ok(lines(self.engine.stream(command)?))
+    }
+
+    fn means<'a>(&'a self, environment: &'a BTreeMap<String, String>) -> Means<'a> {
+        Means { engine: &self.engine, warm: &self.warm, place: &self.place, environment }
     }
 
     async fn code_run(
@@ -139,8 +169,31 @@ impl Agent {
         request: CodeRunRequest,
         environment: &BTreeMap<String, String>,
     ) -> Answer<Response<Body>> {
-        let command = prepare_code(request, environment, &self.home, &self.scratch)?;
-        told(self.engine.run(command).await?)
+        let language = Language::parse(&request.language)?;
+        let kind = language.kind();
+        let Place { home, scratch, .. } = &self.place;
+        let mut command = prepare_code(language, request, environment, home, scratch)?;
+        if language == Language::TypeScript {
+            let code = std::mem::take(&mut command.stdin);
+            match self.engine.run(transpiler(&command, code)).await? {
+                Ended::Reply(reply) if reply.exit_code == 0 => command.stdin = javascript(&reply)?,
+                // A program that can't be read: its errors are the answer.
+                ended => return told(ended.merged(command.limits.merge)),
+            }
+        }
+        let parked = self.place.parks(kind, &command).then(|| self.warm.take(kind)).flatten();
+        let ended = self.engine.run_in(parked, command).await;
+        self.warm.refill(kind);
+        told(ended?)
+    }
+
+    /// A rehearsal waits for the interpreters that it exercises, and that its clones find parked.
+    async fn take_identity(&self, identity: Identity) -> Answer<Response<Body>> {
+        if identity.rehearsal {
+            self.warm.parked().await;
+        }
+        let ack = self.identity.apply(&*self.machine, &|| self.warm.renew(), identity)?;
+        Ok(json(StatusCode::OK, &ack))
     }
 
     async fn upload<B>(&self, path: &str, mode: Option<u32>, mut body: B) -> Answer<Response<Body>>
@@ -148,7 +201,7 @@ impl Agent {
         B: HttpBody<Data = Bytes> + Unpin,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut upload = Upload::create(resolve(&self.home, path)?, mode).await?;
+        let mut upload = Upload::create(resolve(&self.place.home, path)?, mode).await?;
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| bad_request(format!("the upload broke off: {}", error.into())))?;
             if let Ok(bytes) = frame.into_data() {
@@ -166,6 +219,26 @@ impl Agent {
             // It waits for processes: not on the thread that collects them.
             let _ = tokio::task::spawn_blocking(move || machine.power_off()).await;
         });
+    }
+}
+
+/// Events as they come, each a line of JSON.
+fn lines<T: Serialize + Send + 'static>(events: mpsc::Receiver<T>) -> Response<Body> {
+    let lines = steps(events, |mut events: mpsc::Receiver<T>| async move {
+        let Some(event) = events.recv().await else { return Ok(None) };
+        let mut line = serde_json::to_vec(&event).map_err(io::Error::other)?;
+        line.push(b'\n');
+        Ok(Some((Bytes::from(line), events)))
+    });
+    pieces("application/x-ndjson", lines)
+}
+
+/// A transpiler's output as a program.
+fn javascript(reply: &ExecReply) -> Answer<Vec<u8>> {
+    let output = STANDARD.decode(&reply.stdout).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    match output {
+        Some(output) if !reply.truncated => Ok(laid_out(&output).into_bytes()),
+        _ => Err(refuse(AgentErrorCode::TooLarge, "the program without its types is too large")),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which request is meant, and what it may carry: the door. Pure.
 
-use guest_proto::surface::{AgentErrorCode, GENERATION_HEADER};
+use guest_proto::surface::{AgentError, AgentErrorCode, GENERATION_HEADER};
 use http::{HeaderMap, Method, Uri};
 
 use crate::facts::{LOG_LINES, LOG_LINES_MAX};
@@ -15,12 +15,18 @@ pub(super) enum Route {
     Exec,
     ExecStream,
     CodeRun,
+    NewContext,
+    Contexts,
+    DeleteContext { id: String },
+    Interrupt { id: String },
+    Execute,
     List { path: String },
     Info { path: String },
     Download { path: String },
     Upload { path: String, mode: Option<u32> },
     MakeFolder { path: String, mode: Option<u32> },
     Remove { path: String, recursive: bool },
+    GrowDisk,
     Logs { tail: usize },
     Shutdown,
 }
@@ -35,22 +41,24 @@ impl Route {
             ("/v1/exec", &[Method::POST]),
             ("/v1/exec/stream", &[Method::POST]),
             ("/v1/code-run", &[Method::POST]),
+            (CONTEXTS, &[Method::POST, Method::GET]),
+            ("/v1/interpreter/execute", &[Method::POST]),
             ("/v1/files", &[Method::GET, Method::DELETE]),
             ("/v1/files/info", &[Method::GET]),
             ("/v1/files/content", &[Method::GET, Method::PUT]),
             ("/v1/files/folder", &[Method::POST]),
+            ("/v1/disk/grow", &[Method::POST]),
             ("/v1/logs", &[Method::GET]),
             ("/v1/shutdown", &[Method::POST]),
         ];
         let path = uri.path();
-        let Some((_, methods)) = known.iter().find(|(known, _)| *known == path) else {
-            return Err(refuse(AgentErrorCode::NotFound, format!("the agent has no {path}")));
-        };
-        if !methods.contains(method) {
-            let methods: Vec<&str> = methods.iter().map(Method::as_str).collect();
-            let message = format!("{path} takes {}, not {method}", methods.join(" and "));
-            return Err(refuse(AgentErrorCode::MethodNotAllowed, message));
+        if let Some(of_one) = path.strip_prefix(CONTEXTS).and_then(|rest| rest.strip_prefix('/')) {
+            return Self::of_context(method, path, of_one);
         }
+        let Some((_, methods)) = known.iter().find(|(known, _)| *known == path) else {
+            return Err(unknown(path));
+        };
+        takes(path, methods, method)?;
         let is_get = method == Method::GET;
         Ok(match path {
             "/v1/health" => Self::Health,
@@ -58,16 +66,53 @@ impl Route {
             "/v1/exec" => Self::Exec,
             "/v1/exec/stream" => Self::ExecStream,
             "/v1/code-run" => Self::CodeRun,
+            CONTEXTS if is_get => Self::Contexts,
+            CONTEXTS => Self::NewContext,
+            "/v1/interpreter/execute" => Self::Execute,
             "/v1/files" if is_get => Self::List { path: query.path.unwrap_or_else(|| "~".to_owned()) },
             "/v1/files" => Self::Remove { recursive: query.recursive, path: query.path()? },
             "/v1/files/info" => Self::Info { path: query.path()? },
             "/v1/files/content" if is_get => Self::Download { path: query.path()? },
             "/v1/files/content" => Self::Upload { mode: query.mode, path: query.path()? },
             "/v1/files/folder" => Self::MakeFolder { mode: query.mode, path: query.path()? },
+            "/v1/disk/grow" => Self::GrowDisk,
             "/v1/logs" => Self::Logs { tail: query.tail },
             _ => Self::Shutdown,
         })
     }
+}
+
+/// Where contexts are made and listed; below it lies each by its id.
+const CONTEXTS: &str = "/v1/interpreter/contexts";
+
+impl Route {
+    /// A request of one context: `rest` is what follows its folder.
+    fn of_context(method: &Method, path: &str, rest: &str) -> Answer<Self> {
+        let (id, verb) = rest.split_once('/').map_or((rest, None), |(id, verb)| (id, Some(verb)));
+        if id.is_empty() {
+            return Err(unknown(path));
+        }
+        let id = decode(id)?;
+        match verb {
+            None => takes(path, &[Method::DELETE], method).map(|()| Self::DeleteContext { id }),
+            Some("interrupt") => takes(path, &[Method::POST], method).map(|()| Self::Interrupt { id }),
+            Some(_) => Err(unknown(path)),
+        }
+    }
+}
+
+fn unknown(path: &str) -> AgentError {
+    refuse(AgentErrorCode::NotFound, format!("the agent has no {path}"))
+}
+
+/// Refuses a method that a path doesn't take.
+fn takes(path: &str, methods: &[Method], method: &Method) -> Answer<()> {
+    if methods.contains(method) {
+        return Ok(());
+    }
+    let methods: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    let message = format!("{path} takes {}, not {method}", methods.join(" and "));
+    Err(refuse(AgentErrorCode::MethodNotAllowed, message))
 }
 
 /// The caller's generation.
@@ -176,6 +221,11 @@ mod tests {
             (Method::POST, "/v1/exec".to_owned(), Route::Exec),
             (Method::POST, "/v1/exec/stream".to_owned(), Route::ExecStream),
             (Method::POST, "/v1/code-run".to_owned(), Route::CodeRun),
+            (Method::POST, "/v1/interpreter/contexts".to_owned(), Route::NewContext),
+            (Method::GET, "/v1/interpreter/contexts".to_owned(), Route::Contexts),
+            (Method::DELETE, "/v1/interpreter/contexts/a%2Fb".to_owned(), Route::DeleteContext { id: "a/b".to_owned() }),
+            (Method::POST, "/v1/interpreter/contexts/a/interrupt".to_owned(), Route::Interrupt { id: "a".to_owned() }),
+            (Method::POST, "/v1/interpreter/execute".to_owned(), Route::Execute),
             (Method::GET, "/v1/files".to_owned(), Route::List { path: "~".to_owned() }),
             (Method::GET, format!("/v1/files?{encoded}"), Route::List { path: path() }),
             (
@@ -192,6 +242,7 @@ mod tests {
             ),
             (Method::POST, format!("/v1/files/folder?{encoded}"), Route::MakeFolder { path: path(), mode: None }),
             (Method::GET, "/v1/logs?tail=7".to_owned(), Route::Logs { tail: 7 }),
+            (Method::POST, "/v1/disk/grow".to_owned(), Route::GrowDisk),
             (Method::POST, "/v1/shutdown".to_owned(), Route::Shutdown),
         ];
         for (method, uri, route) in cases {
@@ -205,6 +256,10 @@ mod tests {
             (Method::GET, "/", AgentErrorCode::NotFound),
             (Method::GET, "/v1/exec/", AgentErrorCode::NotFound),
             (Method::GET, "/v1/exec", AgentErrorCode::MethodNotAllowed),
+            (Method::POST, "/v1/interpreter/contexts/", AgentErrorCode::NotFound),
+            (Method::POST, "/v1/interpreter/contexts/a/b", AgentErrorCode::NotFound),
+            (Method::POST, "/v1/interpreter/contexts/a", AgentErrorCode::MethodNotAllowed),
+            (Method::DELETE, "/v1/interpreter/contexts/%zz", AgentErrorCode::BadRequest),
             (Method::DELETE, "/v1/health", AgentErrorCode::MethodNotAllowed),
             (Method::DELETE, "/v1/files", AgentErrorCode::BadRequest),
             (Method::GET, "/v1/files/content?path=", AgentErrorCode::BadRequest),

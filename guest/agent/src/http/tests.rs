@@ -25,6 +25,9 @@ use super::{Agent, serve};
 use crate::exec::{Engine, Reaper, Scope};
 use crate::identity::IdentityCell;
 use crate::identity::tests::{Recorder, identity};
+use crate::interpreter::Contexts;
+use crate::limits::Bounds;
+use crate::warm::{Place, Warm};
 
 const GENERATION: u64 = 4;
 
@@ -33,6 +36,7 @@ struct Pair {
     client: SendRequest<Full<Bytes>>,
     machine: Arc<Recorder>,
     folder: tempfile::TempDir,
+    own: tempfile::TempDir,
 }
 
 struct Got {
@@ -57,12 +61,18 @@ impl Pair {
     async fn without_identity() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let machine = Arc::new(Recorder::default());
+        let bounds = Arc::new(Bounds::none());
+        let reaper = Reaper::start(Scope::Registered).unwrap();
+        let own = tempfile::tempdir().unwrap();
+        let path = |name: &str| own.path().join(name);
+        let place = Place::new(folder.path().to_owned(), path("scratch"), path("scripts")).unwrap();
         let agent = Arc::new(Agent {
             machine: machine.clone(),
             identity: IdentityCell::default(),
-            engine: Engine::new(Reaper::start(Scope::Registered).unwrap()),
-            home: folder.path().to_owned(),
-            scratch: folder.path().join(".scratch"),
+            engine: Engine::new(reaper, bounds),
+            contexts: Contexts::default(),
+            warm: Warm::none(),
+            place,
         });
         let (host_io, guest_io) = tokio::io::duplex(64 << 10);
         tokio::spawn(async move {
@@ -74,7 +84,7 @@ impl Pair {
         let session = host::open(host_io, [1; 16], Duration::from_secs(5)).await.unwrap();
         let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(session)).await.unwrap();
         tokio::spawn(connection);
-        Self { client, machine, folder }
+        Self { client, machine, folder, own }
     }
 
     async fn new() -> Self {
@@ -298,7 +308,7 @@ async fn programs_run_as_fresh_processes() {
     let reply = run("x = 1\nraise ValueError('no')").await;
     let traceback = plain(&reply.stderr);
     assert!(traceback.contains("line 2") && traceback.ends_with("ValueError: no\n"), "{traceback}");
-    assert_eq!(fs::read_dir(pair.folder.path().join(".scratch")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(pair.own.path().join("scratch")).unwrap().count(), 0);
     let request = CodeRunRequest { language: "ruby".to_owned(), ..Default::default() };
     pair.post("/v1/code-run", &request).await.refused(AgentErrorCode::BadRequest);
 }

@@ -1,0 +1,245 @@
+//! Interpreters started ahead: each is used once, and another is started in its place when its program has ended.
+//!
+//! ```text
+//! park      what is told to a parked interpreter: where, with which arguments, in which environment
+//! python    a fork server; its children wait just before they open their program
+//! node      processes that wait just before they read their program
+//! zygote.py, node.js   the interpreters' side
+//!
+//! empty -> (started, exercised) -> parked -> taken -> (a program's process like any other)
+//! ```
+//!
+//! A parked interpreter goes on as a fresh one would, so its program can't tell. Where it couldn't (variables that an
+//! interpreter reads while it starts, none parked, one that died) a fresh one is started as for any command.
+
+mod node;
+mod park;
+mod python;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::console::say;
+use crate::exec::{Command, Reaper, importable, merged};
+use crate::limits::Bounds;
+pub(crate) use park::Parked;
+
+/// Python interpreters parked: one answers a caller who waits for each answer, the second a pair. Each is 3 MiB.
+const PYTHON_PARKED: usize = 2;
+/// Node processes parked: each is 40 MiB, most of which clones share with their template.
+const NODE_PARKED: usize = 2;
+/// How long an interpreter may take to park: under emulation, on a busy host, node takes seconds.
+const PARK_MAX: Duration = Duration::from_secs(60);
+/// Between two attempts at one that doesn't start.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Attempts in a row before it is left: what is missing or broken stays so, and programs are started afresh then.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// Which interpreter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `python3`.
+    Python,
+    /// `node`.
+    Node,
+}
+
+/// Starts interpreters of one kind, and has them park.
+trait Starter: Send + 'static {
+    /// Starts one; ready when it is parked.
+    fn start(&mut self) -> impl Future<Output = io::Result<Parked>> + Send;
+}
+
+/// Where interpreters are started from, and what they are started with.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The folder of their own scripts.
+    pub(crate) scripts: PathBuf,
+    /// The folder of the programs.
+    pub(crate) scratch: PathBuf,
+    /// Where commands start.
+    pub(crate) home: PathBuf,
+    /// What every command's environment starts with.
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+impl Place {
+    /// A place with the environment that every command starts with, in folders that are made.
+    pub(crate) fn new(home: PathBuf, scratch: PathBuf, scripts: PathBuf) -> io::Result<Self> {
+        fs::create_dir_all(&scratch)?;
+        let environment = merged(&BTreeMap::new(), BTreeMap::new(), &home).map_err(|error| io::Error::other(error.message))?;
+        Ok(Self { scripts, scratch, home, environment })
+    }
+
+    /// What an interpreter of one kind is started with, as far as it reads it: its programs' environments are compared
+    /// with it.
+    fn start(&self, kind: Kind) -> BTreeMap<String, String> {
+        let mut environment = self.environment.clone();
+        if kind == Kind::Python {
+            importable(&mut environment, &self.home);
+        }
+        environment
+    }
+
+    /// Whether a parked interpreter runs a command as a fresh one would.
+    pub(crate) fn parks(&self, kind: Kind, command: &Command) -> bool {
+        park::parks(kind, &self.start(kind), command)
+    }
+}
+
+/// Starts interpreters; where that fails none is parked, and programs are started afresh.
+pub(crate) fn start(place: &Place, reaper: Reaper, bounds: Arc<Bounds>) -> Warm {
+    Warm::start(place.clone(), reaper, bounds).unwrap_or_else(|error| {
+        say(&format!("can't park interpreters: {error}"));
+        Warm::none()
+    })
+}
+
+/// Interpreters started ahead; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Warm(Arc<Shelves>);
+
+#[derive(Debug)]
+struct Shelves {
+    python: Shelf,
+    node: Shelf,
+}
+
+/// The parked ones of one kind.
+#[derive(Debug)]
+struct Shelf {
+    parked: Mutex<VecDeque<Parked>>,
+    wanted: usize,
+    /// One is missing, and now is a time to start it.
+    refill: Notify,
+    /// Whether the first ones are there, or will never be.
+    full: watch::Sender<bool>,
+}
+
+impl Shelf {
+    fn new(wanted: usize) -> Self {
+        Self { parked: Mutex::default(), wanted, refill: Notify::new(), full: watch::Sender::new(wanted == 0) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Parked>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn missing(&self) -> bool {
+        let missing = self.lock().len() < self.wanted;
+        if !missing {
+            self.full.send_replace(true);
+        }
+        missing
+    }
+}
+
+impl Warm {
+    /// None at all: every program starts a fresh interpreter.
+    pub(crate) fn none() -> Self {
+        Self(Arc::new(Shelves { python: Shelf::new(0), node: Shelf::new(0) }))
+    }
+
+    /// Starts interpreters and keeps them in number. Must be called on the runtime.
+    pub(crate) fn start(place: Place, reaper: Reaper, bounds: Arc<Bounds>) -> io::Result<Self> {
+        write_scripts(&place.scripts)?;
+        let warm = Self(Arc::new(Shelves { python: Shelf::new(PYTHON_PARKED), node: Shelf::new(NODE_PARKED) }));
+        let python = python::Starter::new(place.clone(), reaper.clone(), Arc::clone(&bounds));
+        tokio::spawn(warm.clone().keep(Kind::Python, python));
+        tokio::spawn(warm.clone().keep(Kind::Node, node::Starter { place, reaper, bounds }));
+        Ok(warm)
+    }
+
+    /// Takes one that is parked and alive.
+    pub(crate) fn take(&self, kind: Kind) -> Option<Parked> {
+        let mut parked = self.shelf(kind).lock();
+        loop {
+            let mut one = parked.pop_front()?;
+            if one.is_alive() {
+                if parked.is_empty() && kind == Kind::Python {
+                    // Forking one takes less than the program that the next caller would otherwise start.
+                    self.refill(kind);
+                }
+                return Some(one);
+            }
+        }
+    }
+
+    /// A program has ended: what is missing is started now.
+    pub(crate) fn refill(&self, kind: Kind) {
+        self.shelf(kind).refill.notify_one();
+    }
+
+    /// Ends the parked ones that hold random numbers which another clone of this machine may hold too, and starts others.
+    ///
+    /// Node's generators were seeded when it started. OpenSSL's are seeded anew on their next use once the clock has gone
+    /// an hour further, which holds for what was parked before the first identity (see `Machine::set_clock`). Of python
+    /// nothing is seeded before its program runs.
+    pub(crate) fn renew(&self) {
+        let old: Vec<Parked> = self.0.node.lock().drain(..).collect();
+        old.into_iter().for_each(Parked::end);
+        self.refill(Kind::Node);
+    }
+
+    /// Waits until all are parked for the first time, or can't be.
+    pub(crate) async fn parked(&self) {
+        for shelf in [&self.0.python, &self.0.node] {
+            // The sender is ours and lives.
+            let _ = shelf.full.subscribe().wait_for(|full| *full).await;
+        }
+    }
+
+    fn shelf(&self, kind: Kind) -> &Shelf {
+        match kind {
+            Kind::Python => &self.0.python,
+            Kind::Node => &self.0.node,
+        }
+    }
+
+    fn put(&self, kind: Kind, parked: Parked) {
+        self.shelf(kind).lock().push_back(parked);
+    }
+
+    /// Keeps one shelf full with what `starter` gives, until that has failed too often.
+    async fn keep(self, kind: Kind, mut starter: impl Starter) {
+        let mut failed = 0;
+        loop {
+            if !self.shelf(kind).missing() {
+                self.shelf(kind).refill.notified().await;
+                continue;
+            }
+            let started = match tokio::time::timeout(PARK_MAX, starter.start()).await {
+                Ok(started) => started,
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            };
+            match started {
+                Ok(parked) => {
+                    failed = 0;
+                    self.put(kind, parked);
+                }
+                Err(error) => {
+                    failed += 1;
+                    say(&format!("can't park an interpreter ({kind:?}, attempt {failed}): {error}"));
+                    if failed == ATTEMPTS_MAX {
+                        self.shelf(kind).full.send_replace(true);
+                        return;
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+}
+
+/// Writes the interpreters' side where they find it.
+fn write_scripts(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join(python::SCRIPT_FILE), python::SCRIPT)?;
+    fs::write(folder.join(node::SCRIPT_FILE), node::SCRIPT)
+}

@@ -1,0 +1,81 @@
+//! Node: processes started ahead, each waiting just before it reads its program.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+
+use super::{Parked, Place};
+use crate::exec::{NODE, Reaper, strings};
+use crate::limits::Bounds;
+use crate::sys::{self, Launch};
+
+/// The interpreter's side.
+pub(super) const SCRIPT: &str = include_str!("node.js");
+/// Its file.
+pub(super) const SCRIPT_FILE: &str = "node.js";
+/// How nice one is while it starts: that takes a second of the processor under emulation, which commands want.
+const NICENESS: i32 = 19;
+
+/// Starts processes.
+pub(super) struct Starter {
+    pub(super) place: Place,
+    pub(super) reaper: Reaper,
+    pub(super) bounds: Arc<Bounds>,
+}
+
+impl super::Starter for Starter {
+    async fn start(&mut self) -> io::Result<Parked> {
+        park(&self.place, &self.reaper, &self.bounds).await
+    }
+}
+
+async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Parked> {
+    let (control_reader, control) = io::pipe()?;
+    let (ready, ready_writer) = io::pipe()?;
+    let (stdin_reader, stdin) = io::pipe()?;
+    let (stdout, stdout_writer) = io::pipe()?;
+    let (stderr, stderr_writer) = io::pipe()?;
+    let script = place.scripts.join(SCRIPT_FILE);
+    let pid = sys::launch(&Launch {
+        program: CString::new(NODE)?,
+        arguments: vec![
+            CString::new(NODE)?,
+            CString::new("--require")?,
+            CString::new(script.as_os_str().as_encoded_bytes())?,
+            CString::new("-")?,
+        ],
+        environment: strings(&place.environment)?,
+        cwd: CString::new(place.home.as_os_str().as_encoded_bytes())?,
+        descriptors: &[
+            stdin_reader.as_fd(),
+            stdout_writer.as_fd(),
+            stderr_writer.as_fd(),
+            control_reader.as_fd(),
+            ready_writer.as_fd(),
+        ],
+        cgroup: bounds.group(),
+        open_files: bounds.open_files(),
+        expendable: true,
+    })?;
+    // Registered before anything is awaited.
+    let ended = reaper.register(Pid::from_raw(pid));
+    // What fails is only that it starts sooner.
+    let _ = sys::set_group_niceness(pid, NICENESS);
+    drop(ready_writer);
+    let mut ready = Receiver::from_owned_fd(OwnedFd::from(ready))?;
+    let parked = Parked { pid: Pid::from_raw(pid), ended, control, stdin: Some(stdin), stdout, stderr };
+    match ready.read_u8().await {
+        Ok(_) => {}
+        Err(error) => {
+            parked.end();
+            return Err(error);
+        }
+    }
+    sys::set_group_niceness(pid, 0)?;
+    Ok(parked)
+}
