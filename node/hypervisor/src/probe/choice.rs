@@ -102,21 +102,16 @@ impl FromStr for AccelChoice {
 pub(super) struct Candidate {
     pub(super) hypervisor: HypervisorKind,
     pub(super) accelerator: Accelerator,
-    /// Why it is named in the findings and not tried.
-    pub(super) passed_over: Option<&'static str>,
 }
 
 /// What to try, the best first.
 pub(super) fn candidates(hypervisor: HypervisorChoice, accel: AccelChoice) -> Result<Vec<Candidate>, &'static str> {
-    let new = |hypervisor, accelerator| Candidate { hypervisor, accelerator, passed_over: None };
+    let new = |hypervisor, accelerator| Candidate { hypervisor, accelerator };
     let cloud_hypervisor = new(HypervisorKind::CloudHypervisor, Accelerator::Kvm);
     let (kvm, tcg) = (new(HypervisorKind::Qemu, Accelerator::Kvm), new(HypervisorKind::Qemu, Accelerator::Tcg));
-    // A node is there to clone, so what can't clone isn't chosen without being named.
-    let why = "this version's driver for it has no clones; it has to be asked for by name";
-    let passed_over = Candidate { passed_over: Some(why), ..cloud_hypervisor };
     Ok(match (hypervisor, accel) {
-        (HypervisorChoice::Auto, AccelChoice::Auto) => vec![passed_over, kvm, tcg],
-        (HypervisorChoice::Auto, AccelChoice::Kvm) => vec![passed_over, kvm],
+        (HypervisorChoice::Auto, AccelChoice::Auto) => vec![cloud_hypervisor, kvm, tcg],
+        (HypervisorChoice::Auto, AccelChoice::Kvm) => vec![cloud_hypervisor, kvm],
         (HypervisorChoice::Qemu, AccelChoice::Auto) => vec![kvm, tcg],
         (HypervisorChoice::Qemu, AccelChoice::Kvm) => vec![kvm],
         (HypervisorChoice::Auto | HypervisorChoice::Qemu, AccelChoice::Tcg) => vec![tcg],

@@ -1,8 +1,9 @@
-//! Which monitor and accelerator really work on this host: found out by booting our own kernel, never assumed.
+//! Which monitor and accelerator really work on this host: found out by booting our own kernel, saving it and running a
+//! clone, never assumed.
 //!
 //! ```text
 //! choice   what may be tried for what was asked, as pure functions
-//! trial    one boot under a deadline
+//! trial    one boot, saved and cloned, under deadlines
 //! cache    what was found since the host started, shared by the nodes of the host
 //! ```
 //!
@@ -182,9 +183,6 @@ impl Candidated {
 }
 
 async fn examine(config: &ProbeConfig, candidate: Candidate) -> Result<Examined, VmError> {
-    if let Some(why) = candidate.passed_over {
-        return Ok(Examined::fails(format!("was not tried: {why}")));
-    }
     if candidate.accelerator == Accelerator::Kvm
         && let Err(error) = kvm_opens()
     {

@@ -1,14 +1,17 @@
-//! One boot of our own kernel under a deadline.
+//! One boot of our own kernel under a deadline, saved and cloned: a node is there to clone.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fabric_types::{DiskGib, Shape};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
-use crate::{Hypervisor, ImagePaths, MemorySource, Vm, VmError, VmFolder, VmSpec, end_machine, make_disk};
+use crate::{
+    Hypervisor, ImagePaths, MemorySource, Vm, VmError, VmFolder, VmSpec, copy_sparse, end_machine, make_disk,
+    template_disk,
+};
 
 /// The kernel says all it does, from its first moment.
 pub(super) const KERNEL_ARGS: &str = "ignore_loglevel earlyprintk=serial,ttyS0,115200";
@@ -28,7 +31,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The trial's memory, MiB, and disk, GiB.
 const SIZE: (i64, i64) = (512, 1);
 
-/// Boots and ends a machine; answers the milliseconds to the last sign, or why it doesn't work. Nothing of it remains.
+/// Boots a machine, saves it and has a clone run; answers the milliseconds to the boot's last sign, or why it doesn't
+/// work. Nothing of it remains.
 pub(super) async fn boot(
     driver: &dyn Hypervisor,
     image: &ImagePaths,
@@ -64,28 +68,64 @@ async fn try_boot(driver: &dyn Hypervisor, image: &ImagePaths, folder: &VmFolder
         make_disk(&path, size)
     });
     made.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let template = folder.dir.join("template");
     let spec = VmSpec {
         label: "probe".to_owned(),
         folder: folder.clone(),
         shape: Shape::new(1, SIZE.0, SIZE.1).map_err(|error| error.to_string())?,
         image: image.clone(),
         disk,
-        memory: MemorySource::Boot,
+        memory: MemorySource::BootTemplate { template: template.clone() },
         network: crate::NetworkDevice::None,
         limits: crate::MachineLimits::default(),
     };
     let start = Instant::now();
-    let vm = driver.create(spec).await.map_err(|error| error.to_string())?;
-    let watched = tokio::select! {
-        how = vm.ended() => Err(format!("the trial's machine ended: {how}")),
-        watched = watch(vm.as_ref(), folder) => watched,
-    };
+    let vm = driver.create(spec.clone()).await.map_err(|error| error.to_string())?;
+    let watched = ends_or("the trial's machine", vm.as_ref(), watch(vm.as_ref(), folder)).await;
     let took_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let saved = match watched {
+        Ok(()) => vm.save_template().await.map_err(|error| format!("it boots our kernel and can't save it: {error}")),
+        Err(why) => Err(why),
+    };
+    end(vm.as_ref()).await;
+    saved?;
+    runs_a_clone(driver, spec, template)
+        .await
+        .map_err(|why| format!("it boots our kernel and can't clone it: {why}"))?;
+    Ok(took_ms)
+}
+
+/// Whether a clone of what was booted runs on.
+async fn runs_a_clone(driver: &dyn Hypervisor, booted: VmSpec, template: PathBuf) -> Result<(), String> {
+    let disk = booted.disk.clone();
+    let from = template_disk(&template);
+    let copied = spawn_blocking(move || copy_sparse(&from, &disk)).await.map_err(|error| error.to_string())?;
+    copied.map_err(|error| error.to_string())?;
+    let spec = VmSpec { memory: MemorySource::Clone { template }, ..booted };
+    let vm = driver.create(spec).await.map_err(|error| error.to_string())?;
+    let lives = async {
+        vm.resume().await.map_err(|error| error.to_string())?;
+        sleep(SETTLE).await;
+        Ok(())
+    };
+    let lived = ends_or("its clone", vm.as_ref(), lives).await;
+    end(vm.as_ref()).await;
+    lived
+}
+
+/// What comes of the work, unless the machine ends meanwhile.
+async fn ends_or(what: &str, vm: &dyn Vm, work: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    tokio::select! {
+        how = vm.ended() => Err(format!("{what} ended: {how}")),
+        done = work => done,
+    }
+}
+
+async fn end(vm: &dyn Vm) {
     // A machine that resists is named in the log and ended by the next trial.
     if let Err(error) = vm.shutdown().await {
         tracing::warn!(%error, "a trial's machine doesn't end");
     }
-    watched.map(|()| took_ms)
 }
 
 async fn watch(vm: &dyn Vm, folder: &VmFolder) -> Result<(), String> {
