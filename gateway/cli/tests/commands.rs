@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use clap::Parser;
 use gateway_cli::{ClientCommand, GlobalArgs, Streams, run_with};
@@ -94,6 +94,50 @@ async fn code_run(State(asked): State<Asked>, Json(ask): Json<Value>) -> Respons
     }
 }
 
+/// `pause`, `fork`, `network` and the like: notes what was asked, answers a sandbox, or two for a fork.
+async fn verb(State(asked): State<Asked>, method: Method, uri: Uri, body: String) -> Response {
+    let path = uri.path().trim_start_matches("/v1/sandboxes/");
+    asked.lock().expect("not poisoned").push(format!("{method} {path} {body}"));
+    let (id, what) = path.split_once('/').expect("a verb");
+    match what {
+        "fork" => {
+            Json(json!({"stopMs": 41.25, "items": [sandbox("fra0000000000000002"), sandbox("fra0000000000000003")]}))
+                .into_response()
+        }
+        "contexts" => Json(context("c1")).into_response(),
+        "archive" if id == "running" => refuse(409, "conflict", "it must be stopped for this"),
+        _ => Json(sandbox(id)).into_response(),
+    }
+}
+
+async fn verb_in(State(asked): State<Asked>, method: Method, uri: Uri) -> StatusCode {
+    let path = uri.path().trim_start_matches("/v1/sandboxes/");
+    asked.lock().expect("not poisoned").push(format!("{method} {path}"));
+    StatusCode::NO_CONTENT
+}
+
+fn context(id: &str) -> Value {
+    json!({"id": id, "language": "python", "cwd": "/root", "createdAt": "2026-01-01T00:00:00Z", "busy": false})
+}
+
+async fn contexts() -> Response {
+    Json(json!({"items": [context("default"), context("c1")]})).into_response()
+}
+
+async fn interpret(Json(ask): Json<Value>) -> Response {
+    let (outcome, error) = match ask["code"].as_str().unwrap_or_default() {
+        "boom" => ("completed", json!({"name": "ValueError", "value": "boom", "traceback": "Traceback: boom\n"})),
+        "late" => ("timed_out", Value::Null),
+        "die" => ("died", Value::Null),
+        _ => ("completed", Value::Null),
+    };
+    Json(json!({
+        "stdout": "out\n", "stderr": "", "result": "42", "error": error, "outcome": outcome, "executionCount": 1,
+        "truncated": false,
+    }))
+    .into_response()
+}
+
 async fn remove(State(asked): State<Asked>, Path(id): Path<String>) -> Response {
     asked.lock().expect("not poisoned").push(format!("DELETE {id}"));
     if id == "nosuch" {
@@ -138,6 +182,11 @@ async fn start() -> Gateway {
         .route("/v1/sandboxes/{id}", get(info).delete(remove))
         .route("/v1/sandboxes/{id}/exec", post(exec))
         .route("/v1/sandboxes/{id}/code-run", post(code_run))
+        .route("/v1/sandboxes/{id}/{verb}", post(verb).put(verb))
+        .route("/v1/sandboxes/{id}/contexts", post(verb).get(contexts))
+        .route("/v1/sandboxes/{id}/contexts/{context}", delete(verb_in))
+        .route("/v1/sandboxes/{id}/contexts/{context}/interrupt", post(verb_in))
+        .route("/v1/sandboxes/{id}/interpret", post(interpret))
         .route("/v1/sandboxes/{id}/files", get(get_file).put(put_file))
         .route("/v1/sandboxes/{id}/logs", get(|| async { "a line\n" }))
         .with_state(Arc::clone(&asked));
@@ -353,4 +402,53 @@ async fn nobody_there_is_a_sentence() {
     let ended = atoll(&gone, &["ls"]).await;
     assert_eq!(ended.code, 125);
     assert!(ended.err.contains("no gateway can be reached") && ended.err.contains("refused"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn the_engines_verbs_send_what_was_typed() {
+    let gateway = start().await;
+    for (arguments, asked) in [
+        (&["pause", "w"][..], "POST w/pause "),
+        (&["resume", "w"], "POST w/resume "),
+        (&["archive", "w"], "POST w/archive "),
+        (&["fork", "w", "-n", "2", "--name", "a"], r#"POST w/fork {"count":2,"names":["a"]}"#),
+        (&["resize", "w", "--shape", "disk=9"], r#"POST w/resize {"diskGib":9}"#),
+        (&["network", "w", "--no-network"], r#"PUT w/network {"blockAll":true}"#),
+        (&["network", "w", "--open"], r#"PUT w/network {"blockAll":false}"#),
+        (
+            &["network", "w", "--allow", "203.0.113.0/24", "--deny-domain", "*.bad.example"],
+            r#"PUT w/network {"blockAll":false,"allow":["203.0.113.0/24"],"denyDomains":["*.bad.example"]}"#,
+        ),
+        (
+            &["intervals", "w", "--auto-pause", "5", "--auto-delete", "-1"],
+            r#"PUT w/intervals {"autoPauseMinutes":5,"autoDeleteMinutes":-1}"#,
+        ),
+        (&["code", "w", "--new"], "POST w/contexts {}"),
+        (&["code", "w", "--delete", "c1"], "DELETE w/contexts/c1"),
+        (&["code", "w", "--interrupt", "c1"], "POST w/contexts/c1/interrupt"),
+    ] {
+        let ended = atoll(&gateway, arguments).await;
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
+        assert_eq!(gateway.asked.lock().expect("not poisoned").pop().as_deref(), Some(asked));
+    }
+    let ended = atoll(&gateway, &["fork", "w"]).await;
+    assert_eq!(ended.out, "fra0000000000000002\nfra0000000000000003\n");
+    assert_eq!(atoll(&gateway, &["fork", "w", "--json"]).await.json()["stopMs"], json!(41.25));
+    let ended = atoll(&gateway, &["archive", "running"]).await;
+    assert!(ended.code == 125 && ended.err.contains("stopped"), "{} {}", ended.code, ended.err);
+    let ended = atoll(&gateway, &["network", "w"]).await;
+    assert!(ended.out.contains("none"), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn a_text_in_an_interpreter_ends_as_it_went() {
+    let gateway = start().await;
+    let ended = atoll(&gateway, &["code", "w", "-c", "6*7"]).await;
+    assert_eq!((ended.code, ended.out.as_str()), (0, "out\n42\n"));
+    for (code, exit, says) in [("boom", 1, "Traceback"), ("late", 124, "timeout"), ("die", 125, "state is lost")] {
+        let ended = atoll(&gateway, &["code", "w", "-c", code]).await;
+        assert!(ended.code == exit && ended.err.contains(says), "{code}: {} {}", ended.code, ended.err);
+    }
+    assert_eq!(atoll(&gateway, &["code", "w", "-c", "x", "--json"]).await.json()["outcome"], "completed");
+    assert!(atoll(&gateway, &["code", "w", "--list"]).await.out.contains("c1"));
 }

@@ -121,6 +121,38 @@ impl Client {
         self.turn(sandbox, "resume").await
     }
 
+    /// Moves a stopped sandbox's disk into the snapshot store: it reserves nothing until it is started again.
+    pub async fn archive(&self, sandbox: &str) -> Result<v1::Sandbox, ClientError> {
+        self.turn(sandbox, "archive").await
+    }
+
+    /// Forks a running sandbox into children of their own, all from one moment; all run, or none is made.
+    pub async fn fork(&self, sandbox: &str, ask: &v1::Fork) -> Result<v1::Forked, ClientError> {
+        let ask = sandbox_ask(Method::POST, sandbox, &["fork"]).json(ask).within(Some(BOOT_TIMEOUT));
+        self.transport.send(&ask).await?.json().await
+    }
+
+    /// Gives a sandbox another shape: the disk grows live, processors and memory change while it is stopped.
+    pub async fn resize(&self, sandbox: &str, ask: &v1::Resize) -> Result<v1::Sandbox, ClientError> {
+        let ask = sandbox_ask(Method::POST, sandbox, &["resize"]).json(ask).within(Some(BOOT_TIMEOUT));
+        self.transport.send(&ask).await?.json().await
+    }
+
+    /// Replaces what a sandbox's guest may reach; it is in force when this answers.
+    pub async fn set_network(&self, sandbox: &str, network: &v1::Network) -> Result<v1::Sandbox, ClientError> {
+        self.transport.send(&sandbox_ask(Method::PUT, sandbox, &["network"]).json(network)).await?.json().await
+    }
+
+    /// Changes what is done to a sandbox by itself; what isn't given stays.
+    pub async fn set_intervals(&self, sandbox: &str, intervals: &v1::Intervals) -> Result<v1::Sandbox, ClientError> {
+        self.transport.send(&sandbox_ask(Method::PUT, sandbox, &["intervals"]).json(intervals)).await?.json().await
+    }
+
+    /// Sets whether a sandbox's ports may be reached without a key.
+    pub async fn set_public(&self, sandbox: &str, public: bool) -> Result<v1::Sandbox, ClientError> {
+        self.transport.send(&sandbox_ask(Method::PUT, sandbox, &["public"]).json(&public)).await?.json().await
+    }
+
     /// Replaces a sandbox's labels.
     pub async fn set_labels(
         &self,
@@ -150,6 +182,36 @@ impl Client {
     pub async fn code_run(&self, sandbox: &str, code: &v1::CodeRun) -> Result<v1::ExecResult, ClientError> {
         let limit = command_limit(code.timeout_seconds);
         let ask = sandbox_ask(Method::POST, sandbox, &["code-run"]).json(code).within(limit);
+        self.transport.send(&ask).await?.json().await
+    }
+
+    /// Makes a stateful interpreter.
+    pub async fn new_context(&self, sandbox: &str, new: &v1::NewContext) -> Result<v1::Context, ClientError> {
+        self.transport.send(&sandbox_ask(Method::POST, sandbox, &["contexts"]).json(new)).await?.json().await
+    }
+
+    /// The stateful interpreters of a sandbox, by age.
+    pub async fn contexts(&self, sandbox: &str) -> Result<v1::ContextList, ClientError> {
+        self.transport.send(&sandbox_ask(Method::GET, sandbox, &["contexts"])).await?.json().await
+    }
+
+    /// Ends a stateful interpreter; what runs in it is killed.
+    pub async fn delete_context(&self, sandbox: &str, context: &str) -> Result<(), ClientError> {
+        self.transport.send(&sandbox_ask(Method::DELETE, sandbox, &["contexts", context])).await?;
+        Ok(())
+    }
+
+    /// Interrupts what runs in a stateful interpreter.
+    pub async fn interrupt(&self, sandbox: &str, context: &str) -> Result<(), ClientError> {
+        self.transport.send(&sandbox_ask(Method::POST, sandbox, &["contexts", context, "interrupt"])).await?;
+        Ok(())
+    }
+
+    /// Runs a text in a stateful interpreter and answers when it has ended. Past its timeout it is interrupted, and the
+    /// outcome says so.
+    pub async fn interpret(&self, sandbox: &str, code: &v1::Interpret) -> Result<v1::Interpreted, ClientError> {
+        let limit = command_limit(code.timeout_seconds);
+        let ask = sandbox_ask(Method::POST, sandbox, &["interpret"]).json(code).within(limit);
         self.transport.send(&ask).await?.json().await
     }
 

@@ -22,6 +22,6 @@ pub use client::{Client, ListFilter};
 pub use error::{ApiFailure, ClientError};
 pub use exec::{Collected, ExecEvent, ExecStream, Exit};
 pub use fabric_api::{ErrorCode, Fault, Retry, v1};
-pub use fabric_types::Isolation;
+pub use fabric_types::{Isolation, Seal};
 pub use files::ByteStream;
 pub use settings::{ApiKey, ENV_API_KEY, ENV_ENDPOINTS, Endpoint, Endpoints, Overrides, Settings, SettingsError};

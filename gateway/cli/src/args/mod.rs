@@ -6,8 +6,8 @@ mod values;
 use clap::{Args, Subcommand};
 
 pub(crate) use sandbox::{
-    CopyArgs, CreateArgs, ExecArgs, ListArgs, LogsArgs, NewSandboxArgs, RemoveArgs, RunArgs, SandboxArgs, StartArgs,
-    StopArgs,
+    CodeArgs, CopyArgs, CreateArgs, ExecArgs, ForkArgs, IntervalArgs, IntervalsArgs, ListArgs, LogsArgs, NetworkArgs,
+    NewSandboxArgs, RemoveArgs, ResizeArgs, RuleArgs, RunArgs, SandboxArgs, StartArgs, StopArgs, TurnArgs,
 };
 pub(crate) use values::{CopyEnd, KeyValue, Language};
 
@@ -42,6 +42,9 @@ pub enum ClientCommand {
     /// Run a program text in a new sandbox, print what it prints, and delete the sandbox
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArgs),
+    /// Run a python text in a stateful interpreter of a sandbox: what one text defines, the next one sees
+    #[command(after_help = CODE_EXAMPLES)]
+    Code(CodeArgs),
     /// List the sandboxes of the mesh
     #[command(
         after_help = "Examples:\n  atoll ls\n  atoll ls --region fra --label team=search\n  atoll rm $(atoll ls -q --label job=42)"
@@ -54,10 +57,34 @@ pub enum ClientCommand {
         after_help = "Examples:\n  atoll rm worker\n  atoll rm fra0123456789abcdef iad0123456789abcdef\n  atoll rm --all"
     )]
     Rm(RemoveArgs),
-    /// Start a stopped sandbox from its disk
+    /// Start a stopped or archived sandbox from its disk, or resume a paused one
     Start(StartArgs),
     /// Stop a sandbox; its disk stays, its memory doesn't
     Stop(StopArgs),
+    /// Pause a sandbox: its processors stop, its memory stays; the next request to it resumes it
+    Pause(TurnArgs),
+    /// Resume a paused sandbox
+    Resume(TurnArgs),
+    /// Move a stopped sandbox's disk into the snapshot store: it reserves nothing until it is started again
+    Archive(TurnArgs),
+    /// Fork a running sandbox, memory and disk, into children of their own, and print their ids
+    #[command(
+        after_help = "Examples:\n  atoll fork worker\n  atoll fork worker --count 3 --name try-a --name try-b\n  atoll fork worker --count 3 --json     {\"stopMs\":...,\"items\":[...]}"
+    )]
+    Fork(ForkArgs),
+    /// Give a sandbox another shape: the disk grows while it runs, the rest changes while it is stopped
+    #[command(
+        after_help = "Examples:\n  atoll resize worker --shape disk=20\n  atoll stop worker && atoll resize worker --shape 2x2048x20 && atoll start worker"
+    )]
+    Resize(ResizeArgs),
+    /// Set what a sandbox's guest may reach, or show it; in force at once, also for what is connected
+    #[command(after_help = NETWORK_EXAMPLES)]
+    Network(NetworkArgs),
+    /// Set what is done to a sandbox by itself, or show it
+    #[command(
+        after_help = "Examples:\n  atoll intervals worker --auto-pause 5 --ttl 1440\n  atoll intervals worker --auto-stop 0\n  atoll intervals worker"
+    )]
+    Intervals(IntervalsArgs),
     /// Copy a file into a sandbox or out of it
     #[command(after_help = COPY_EXAMPLES)]
     Cp(CopyArgs),
@@ -152,6 +179,7 @@ const CREATE_EXAMPLES: &str = "Examples:
   atoll create --name worker --region iad --label team=search --env MODE=fast
   atoll create --shape 2x2048x5            two vCPU, 2048 MiB of memory, 5 GiB of disk
   atoll create --shape memory=512          the default (1x1024x3) with less memory
+  atoll create --allow-domain pypi.org --allow-domain files.pythonhosted.org --auto-pause 5 --ttl 60
   ID=$(atoll create) && atoll exec $ID -- uname -r; atoll rm $ID";
 
 const EXEC_EXAMPLES: &str = concat!(
@@ -169,12 +197,32 @@ const RUN_EXAMPLES: &str = concat!(
     "Examples:
   atoll run hello.py
   atoll run -c 'print(\"Hello World!\")'
+  atoll run job.ts
   atoll run --lang javascript -c 'console.log(process.version)' --region sin
   cat job.py | atoll run - -- first second        arguments of the program
   atoll run --sandbox worker job.py               in a sandbox that exists, which stays
 ",
     exit_codes!()
 );
+
+const CODE_EXAMPLES: &str = concat!(
+    "Examples:
+  atoll code worker -c 'x = 6'
+  atoll code worker -c 'x * 7'                    prints 42
+  CTX=$(atoll code worker --new) && atoll code worker --context $CTX job.py
+  atoll code worker --list
+  atoll code worker --interrupt $CTX
+",
+    "\nExit codes: 0 when it ran to its end; 1 after an uncaught exception; 124 after its timeout; 130 when interrupted; 125 when Atoll failed or the interpreter ended; 2 for a malformed command line."
+);
+
+const NETWORK_EXAMPLES: &str = "Examples:
+  atoll network worker                                     shows it
+  atoll network worker --no-network
+  atoll network worker --allow 203.0.113.0/24 --allow-domain '*.example.com'
+  atoll network worker --deny 203.0.113.9
+  atoll network worker --open
+Whatever is allowed, a guest never reaches its host, the mesh, other sandboxes, private or metadata addresses.";
 
 const COPY_EXAMPLES: &str = "Examples:
   atoll cp data.csv worker:/root/data.csv

@@ -39,17 +39,74 @@ pub(crate) struct NewSandboxArgs {
     pub(crate) snapshot: Option<String>,
 }
 
+/// What is done to a sandbox by itself.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "By itself")]
+pub(crate) struct IntervalArgs {
+    /// Stop it after so many idle minutes; 0 is never
+    #[arg(long, value_name = "MINUTES")]
+    pub(crate) auto_stop: Option<u32>,
+    /// Pause it after so many idle minutes, memory kept; the next request resumes it; 0 is never
+    #[arg(long, value_name = "MINUTES")]
+    pub(crate) auto_pause: Option<u32>,
+    /// Archive it after so many stopped minutes; 0 is never
+    #[arg(long, value_name = "MINUTES")]
+    pub(crate) auto_archive: Option<u32>,
+    /// Delete it after so many stopped minutes; 0 is at once, -1 never
+    #[arg(long, value_name = "MINUTES", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    pub(crate) auto_delete: Option<i64>,
+    /// Delete it so many minutes after its creation, whatever it does; 0 is never
+    #[arg(long, value_name = "MINUTES")]
+    pub(crate) ttl: Option<u32>,
+}
+
+impl IntervalArgs {
+    /// Whether nothing is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { auto_stop, auto_pause, auto_archive, auto_delete, ttl } = self;
+        let minutes = [auto_stop, auto_pause, auto_archive, ttl];
+        auto_delete.is_none() && minutes.iter().all(|minutes| minutes.is_none())
+    }
+}
+
+/// What a guest may reach.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Network")]
+pub(crate) struct RuleArgs {
+    /// Nothing at all
+    #[arg(long)]
+    pub(crate) no_network: bool,
+    /// Only this network, or address (with what else is allowed); may be given several times
+    #[arg(long, value_name = "CIDR", conflicts_with = "no_network")]
+    pub(crate) allow: Vec<String>,
+    /// Never this network, or address; may be given several times
+    #[arg(long, value_name = "CIDR", conflicts_with = "no_network")]
+    pub(crate) deny: Vec<String>,
+    /// Only this domain, as example.com or *.example.com (with what else is allowed); may be given several times
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "no_network")]
+    pub(crate) allow_domain: Vec<String>,
+    /// Never this domain; may be given several times
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "no_network")]
+    pub(crate) deny_domain: Vec<String>,
+}
+
+impl RuleArgs {
+    /// Whether nothing is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { no_network, allow, deny, allow_domain, deny_domain } = self;
+        !no_network && [allow, deny, allow_domain, deny_domain].iter().all(|list| list.is_empty())
+    }
+}
+
 /// Arguments of `create`.
 #[derive(Debug, Clone, Args)]
 pub struct CreateArgs {
     #[command(flatten)]
     pub(crate) new: NewSandboxArgs,
-    /// Stop it after so many idle minutes; 0 is never
-    #[arg(long, value_name = "MINUTES")]
-    pub(crate) auto_stop: Option<u32>,
-    /// Delete it after so many stopped minutes; 0 is at once
-    #[arg(long, value_name = "MINUTES")]
-    pub(crate) auto_delete: Option<u32>,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs,
+    #[command(flatten)]
+    pub(crate) intervals: IntervalArgs,
     /// Seconds to wait for it at most
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) timeout: Option<u32>,
@@ -95,7 +152,7 @@ pub struct RunArgs {
     /// The program itself
     #[arg(short = 'c', long = "code", value_name = "CODE", conflicts_with = "file")]
     pub(crate) code: Option<String>,
-    /// Its language; without it by the file's ending (.js, .mjs, .cjs), else python
+    /// Its language; without it by the file's ending (.js, .mjs, .cjs, .ts, .mts, .cts), else python
     #[arg(long, value_enum, value_name = "LANGUAGE")]
     pub(crate) lang: Option<Language>,
     /// Run it in this sandbox, by id or name, instead of a new one
@@ -166,6 +223,100 @@ pub struct StopArgs {
     /// Seconds to wait for it at most
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) timeout: Option<u32>,
+}
+
+/// Arguments of `pause`, `resume` and `archive`.
+#[derive(Debug, Clone, Args)]
+pub struct TurnArgs {
+    /// The sandbox, by id or name
+    pub(crate) sandbox: String,
+    /// Seconds to wait for it at most
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: Option<u32>,
+}
+
+/// Arguments of `fork`.
+#[derive(Debug, Clone, Args)]
+pub struct ForkArgs {
+    /// The sandbox, by id or name; it runs, or is paused
+    pub(crate) sandbox: String,
+    /// How many children, all from the same moment [default: as many as names, or 1]
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: Option<u32>,
+    /// A child's name; may be given several times
+    #[arg(long = "name", value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    /// Seconds to wait for it at most
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: Option<u32>,
+}
+
+/// Arguments of `resize`.
+#[derive(Debug, Clone, Args)]
+pub struct ResizeArgs {
+    /// The sandbox, by id or name
+    pub(crate) sandbox: String,
+    /// vCPU, MiB of memory and GiB of disk, as 2x2048x5 or disk=5; a part that is left out stays
+    #[arg(long, value_name = "CPUxMEMORYxDISK")]
+    pub(crate) shape: ShapeArg,
+    /// Seconds to wait for it at most
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: Option<u32>,
+}
+
+/// Arguments of `network`.
+#[derive(Debug, Clone, Args)]
+pub struct NetworkArgs {
+    /// The sandbox, by id or name
+    pub(crate) sandbox: String,
+    #[command(flatten)]
+    pub(crate) rules: RuleArgs,
+    /// Everything public, as a new sandbox has it
+    #[arg(long, conflicts_with_all = ["no_network", "allow", "deny", "allow_domain", "deny_domain"])]
+    pub(crate) open: bool,
+}
+
+/// Arguments of `intervals`.
+#[derive(Debug, Clone, Args)]
+pub struct IntervalsArgs {
+    /// The sandbox, by id or name
+    pub(crate) sandbox: String,
+    #[command(flatten)]
+    pub(crate) intervals: IntervalArgs,
+}
+
+/// Arguments of `code`.
+#[derive(Debug, Clone, Args)]
+pub struct CodeArgs {
+    /// The sandbox, by id or name
+    pub(crate) sandbox: String,
+    /// The file with the python text; - is standard input
+    #[arg(required_unless_present_any = ["code", "new", "list", "delete", "interrupt"])]
+    pub(crate) file: Option<PathBuf>,
+    /// The text itself
+    #[arg(short = 'c', long = "code", value_name = "CODE", conflicts_with = "file")]
+    pub(crate) code: Option<String>,
+    /// In this context, by its id; the default one without it
+    #[arg(long, value_name = "CONTEXT")]
+    pub(crate) context: Option<String>,
+    /// A variable of the environment, for this text alone; may be given several times
+    #[arg(long = "env", short = 'e', value_name = "K=V")]
+    pub(crate) env: Vec<KeyValue>,
+    /// Seconds until it is interrupted
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: Option<u32>,
+    /// Make a context instead and print its id
+    #[arg(long, conflicts_with_all = ["file", "code", "context", "list", "delete", "interrupt"])]
+    pub(crate) new: bool,
+    /// List the contexts instead
+    #[arg(long, conflicts_with_all = ["file", "code", "context", "delete", "interrupt"])]
+    pub(crate) list: bool,
+    /// Delete a context instead; what runs in it is killed
+    #[arg(long, value_name = "CONTEXT", conflicts_with_all = ["file", "code", "context", "interrupt"])]
+    pub(crate) delete: Option<String>,
+    /// Interrupt what runs in a context instead
+    #[arg(long, value_name = "CONTEXT", conflicts_with_all = ["file", "code", "context"])]
+    pub(crate) interrupt: Option<String>,
 }
 
 /// Arguments of `cp`.

@@ -82,6 +82,15 @@ fn what_makes_no_sense_is_a_usage_error() {
         "atoll run --sandbox w --region fra -c x",
         "atoll create --label noequals",
         "atoll create --label =v",
+        "atoll fork",
+        "atoll fork w --count 0",
+        "atoll resize w",
+        "atoll network w --no-network --allow 203.0.113.0/24",
+        "atoll network w --open --deny 203.0.113.0/24",
+        "atoll intervals w --auto-delete -2",
+        "atoll code w",
+        "atoll code w --new -c x",
+        "atoll code w --list --delete c",
         "atoll rm",
         "atoll rm --all w",
         "atoll snapshot",
@@ -116,7 +125,21 @@ fn ends_of_a_copy_are_told_apart() {
 fn the_help_of_each_command_shows_how_it_is_used() {
     let mut command = Cli::command();
     command.build();
-    for name in ["create", "exec", "run", "cp", "snapshot", "restore", "rm", "ls"] {
+    for name in [
+        "create",
+        "exec",
+        "run",
+        "code",
+        "fork",
+        "resize",
+        "network",
+        "intervals",
+        "cp",
+        "snapshot",
+        "restore",
+        "rm",
+        "ls",
+    ] {
         let help = command.find_subcommand_mut(name).expect(name).render_long_help().to_string();
         assert!(help.contains("Examples:"), "{name}:\n{help}");
     }

@@ -96,6 +96,9 @@ pub(crate) enum Language {
     /// node
     #[value(alias = "js")]
     Javascript,
+    /// node, with the types taken out first
+    #[value(alias = "ts")]
+    Typescript,
 }
 
 impl Language {
@@ -104,6 +107,7 @@ impl Language {
         match self {
             Self::Python => "python",
             Self::Javascript => "javascript",
+            Self::Typescript => "typescript",
         }
     }
 }

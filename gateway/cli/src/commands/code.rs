@@ -27,7 +27,7 @@ pub(super) async fn run(
     signals: &mut Signals,
 ) -> Result<u8, Failure> {
     let code = tokio::select! {
-        code = program(&args) => code?,
+        code = program(args.code.as_deref(), args.file.as_deref()) => code?,
         code = signals.next() => return Ok(code),
     };
     let mut ask = v1::CodeRun {
@@ -120,9 +120,10 @@ async fn execute(client: &Client, sandbox: &str, ask: &v1::CodeRun, output: &mut
     Ok(guest_exit(result.exit_code, result.timed_out))
 }
 
-async fn program(args: &RunArgs) -> Result<String, Failure> {
-    let (name, bytes) = match (&args.code, &args.file) {
-        (Some(code), _) => return Ok(code.clone()),
+/// The program: given as it is, in a file, or on standard input.
+pub(super) async fn program(code: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
+    let (name, bytes) = match (code, file) {
+        (Some(code), _) => return Ok(code.to_owned()),
         (None, Some(path)) if path.as_os_str() == "-" => {
             ("standard input".to_owned(), stdin::whole(CODE_BYTES_MAX).await?)
         }
@@ -150,6 +151,7 @@ fn language(named: Option<Language>, file: Option<&Path>) -> Language {
     match (named, ending) {
         (Some(language), _) => language,
         (None, Some("js" | "mjs" | "cjs")) => Language::Javascript,
+        (None, Some("ts" | "mts" | "cts")) => Language::Typescript,
         (None, _) => Language::Python,
     }
 }
@@ -161,6 +163,7 @@ mod tests {
     #[test]
     fn the_ending_tells_the_language_unless_it_is_named() {
         assert_eq!(language(None, Some(Path::new("a.mjs"))), Language::Javascript);
+        assert_eq!(language(None, Some(Path::new("a.ts"))), Language::Typescript);
         assert_eq!(language(None, Some(Path::new("a"))), Language::Python);
         assert_eq!(language(None, None), Language::Python);
         assert_eq!(language(Some(Language::Python), Some(Path::new("a.js"))), Language::Python);

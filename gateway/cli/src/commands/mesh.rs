@@ -86,11 +86,24 @@ fn isolations_of(mesh: &v1::Mesh) -> String {
 pub(super) fn isolation(isolation: &gateway_sdk::Isolation) -> String {
     let randomization = if isolation.guest_address_randomization { "on" } else { "off" };
     format!(
-        "{} with {}, guest address randomization {randomization}: {}",
+        "{} with {}, network {}, {}, guest address randomization {randomization}: {}",
         isolation.hypervisor.as_str(),
         isolation.accelerator.as_str(),
+        isolation.network.as_str(),
+        seal(&isolation.seal),
         isolation.reason,
     )
+}
+
+/// What shuts monitors off from their host, and what of it is missing, with why.
+fn seal(seal: &gateway_sdk::Seal) -> String {
+    let missing: Vec<_> = seal.missing.iter().map(|gap| format!("{} ({})", gap.part, gap.why)).collect();
+    match (seal.in_force.is_empty(), missing.is_empty()) {
+        (true, true) => "seal unknown".to_owned(),
+        (true, false) => format!("not sealed: without {}", missing.join(", ")),
+        (false, true) => format!("sealed by {}", seal.in_force.join(", ")),
+        (false, false) => format!("sealed by {}, without {}", seal.in_force.join(", "), missing.join(", ")),
+    }
 }
 
 /// Who leads a group, as far as the answering node knows: by its own groups, else by what the nodes gossip.

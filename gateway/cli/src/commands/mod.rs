@@ -1,11 +1,13 @@
 //! What each command does, by the SDK alone.
 
 mod code;
+mod contexts;
 mod copy;
 mod exec;
 mod keys;
 mod mesh;
 mod sandboxes;
+mod settings;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -69,6 +71,14 @@ async fn perform(command: ClientCommand, client: &Client, output: &mut Output) -
         ClientCommand::Rm(args) => sandboxes::remove(args, client, output).await,
         ClientCommand::Start(args) => sandboxes::start(args, client, output).await,
         ClientCommand::Stop(args) => sandboxes::stop(args, client, output).await,
+        ClientCommand::Pause(args) => sandboxes::pause(args, client, output).await,
+        ClientCommand::Resume(args) => sandboxes::resume(args, client, output).await,
+        ClientCommand::Archive(args) => sandboxes::archive(args, client, output).await,
+        ClientCommand::Fork(args) => sandboxes::fork(args, client, output).await,
+        ClientCommand::Resize(args) => settings::resize(args, client, output).await,
+        ClientCommand::Network(args) => settings::network(args, client, output).await,
+        ClientCommand::Intervals(args) => settings::intervals(args, client, output).await,
+        ClientCommand::Code(args) => contexts::code(args, client, output).await,
         ClientCommand::Logs(args) => sandboxes::logs(args, client, output).await,
         ClientCommand::Exec(args) => exec::exec(args, client, output).await,
         ClientCommand::Cp(args) => copy::copy(args, client, output).await,

@@ -1,20 +1,29 @@
-//! `create`, `ls`, `info`, `rm`, `start`, `stop`, `logs`.
+//! `create`, `ls`, `info`, `rm`, `start`, `stop`, `pause`, `resume`, `archive`, `fork`, `logs`.
 
 use gateway_sdk::{Client, ClientError, ListFilter, v1};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{map, patient, shown};
-use crate::args::{CreateArgs, ListArgs, LogsArgs, NewSandboxArgs, RemoveArgs, SandboxArgs, StartArgs, StopArgs};
+use super::{map, patient, settings, shown};
+use crate::args::{
+    CreateArgs, ForkArgs, ListArgs, LogsArgs, NewSandboxArgs, RemoveArgs, SandboxArgs, StartArgs, StopArgs, TurnArgs,
+};
 use crate::exit::{EXIT_FAILED, EXIT_OK, Failure};
 use crate::output::{Output, fields, table};
 use crate::progress::Waiting;
 
 pub(super) async fn create(args: CreateArgs, client: &Client, output: &mut Output) -> Result<u8, Failure> {
     let mut ask = new_sandbox(args.new);
-    ask.auto_stop_minutes = args.auto_stop.map(i64::from);
-    ask.auto_delete_minutes = args.auto_delete.map(i64::from);
+    let intervals = settings::asked_intervals(&args.intervals);
+    ask.auto_stop_minutes = intervals.auto_stop_minutes;
+    ask.auto_pause_minutes = intervals.auto_pause_minutes;
+    ask.auto_archive_minutes = intervals.auto_archive_minutes;
+    ask.auto_delete_minutes = intervals.auto_delete_minutes;
+    ask.ttl_minutes = intervals.ttl_minutes;
+    if !args.rules.is_empty() {
+        ask.network = Some(settings::asked_network(args.rules));
+    }
     let waiting = Waiting::start(output.is_interactive(), waiting_for(&ask));
     let sandbox = patient(client, args.timeout).create(&ask).await?;
     drop(waiting);
@@ -103,10 +112,6 @@ pub(super) async fn info(args: SandboxArgs, client: &Client, output: &mut Output
 }
 
 fn described(sandbox: &v1::Sandbox) -> String {
-    let network = match sandbox.network.as_str() {
-        "none" => "none: the guest reaches no network yet".to_owned(),
-        other => other.to_owned(),
-    };
     let isolation = sandbox.isolation.as_ref().map(super::mesh::isolation).unwrap_or_default();
     let state = match (&sandbox.error_reason, sandbox.stale) {
         (Some(reason), _) => format!("{}: {reason}", sandbox.state),
@@ -123,7 +128,9 @@ fn described(sandbox: &v1::Sandbox) -> String {
         ("created", sandbox.created_at.clone()),
         ("shape", format!("{} vCPU, {} MiB memory, {} GiB disk", sandbox.cpu, sandbox.memory_mib, sandbox.disk_gib)),
         ("labels", shown(&sandbox.labels)),
-        ("network", network),
+        ("network", settings::described_network(sandbox)),
+        ("by itself", settings::described_intervals(&sandbox.intervals)),
+        ("parent", sandbox.parent.clone().unwrap_or_default()),
         ("isolation", isolation),
         ("endpoint", sandbox.endpoint.clone()),
         ("toolbox", sandbox.toolbox_proxy_url.clone()),
@@ -196,6 +203,35 @@ pub(super) async fn stop(args: StopArgs, client: &Client, output: &mut Output) -
     let sandbox = patient(client, args.timeout).stop(&args.sandbox, args.force).await?;
     drop(waiting);
     output.result(&sandbox, || sandbox.id.clone())?;
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn pause(args: TurnArgs, client: &Client, output: &mut Output) -> Result<u8, Failure> {
+    let sandbox = patient(client, args.timeout).pause(&args.sandbox).await?;
+    output.result(&sandbox, || sandbox.id.clone())?;
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn resume(args: TurnArgs, client: &Client, output: &mut Output) -> Result<u8, Failure> {
+    let sandbox = patient(client, args.timeout).resume(&args.sandbox).await?;
+    output.result(&sandbox, || sandbox.id.clone())?;
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn archive(args: TurnArgs, client: &Client, output: &mut Output) -> Result<u8, Failure> {
+    let waiting = Waiting::start(output.is_interactive(), format!("archiving {}", args.sandbox));
+    let sandbox = patient(client, args.timeout).archive(&args.sandbox).await?;
+    drop(waiting);
+    output.result(&sandbox, || sandbox.id.clone())?;
+    Ok(EXIT_OK)
+}
+
+pub(super) async fn fork(args: ForkArgs, client: &Client, output: &mut Output) -> Result<u8, Failure> {
+    let waiting = Waiting::start(output.is_interactive(), format!("forking {}", args.sandbox));
+    let ask = v1::Fork { count: args.count.map(i64::from), names: args.names };
+    let forked = patient(client, args.timeout).fork(&args.sandbox, &ask).await?;
+    drop(waiting);
+    output.result(&forked, || forked.items.iter().map(|child| format!("{}\n", child.id)).collect())?;
     Ok(EXIT_OK)
 }
 
