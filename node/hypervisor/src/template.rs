@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use fabric_types::{Digest, Fit, Shape};
+use fabric_types::{Digest, Fit, HypervisorKind, Shape};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::next_extent;
@@ -48,6 +48,10 @@ pub struct TemplateManifest {
     pub root_bytes: u64,
     /// The memory file's length in bytes.
     pub memory_bytes: u64,
+    /// Whether the device state begins without QEMU's section on itself, as a snapshot's does: a monitor that was started
+    /// ahead then serves either.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bare_state: bool,
     /// Whether its memory is empty and it has no device state: machines boot over it, none is cloned from it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub blank: bool,
@@ -106,6 +110,7 @@ fn seal_as(folder: &Path, fit: &Fit, shape: Shape, image: &ImagePaths, blank: bo
         kernel,
         root_bytes: fs::metadata(&image.root).map_err(failed("look at", &image.root))?.len(),
         memory_bytes: fs::metadata(&memory).map_err(failed("look at", &memory))?.len(),
+        bare_state: fit.hypervisor == HypervisorKind::Qemu,
         blank,
     };
     write_json(&manifest_file(folder), &manifest)
@@ -198,7 +203,7 @@ fn hash_memory(path: &Path) -> io::Result<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fabric_types::{Accelerator, HypervisorKind};
+    use fabric_types::Accelerator;
 
     fn fit() -> Fit {
         Fit {

@@ -200,6 +200,14 @@ pub trait Spare: Send + Sync + 'static {
     /// Loads the template: from now on it is a machine, paused where the template was saved. On an error nothing is
     /// left behind.
     async fn load(self: Box<Self>) -> Result<Box<dyn Vm>, VmError>;
+    /// Makes it a machine restored from a snapshot over the same template instead, paused where that was taken. Its disk
+    /// becomes a copy of the snapshot's: the file that the specification names is filled anew. On an error nothing but
+    /// that file is left behind.
+    async fn restore(self: Box<Self>, snapshot: SnapshotFiles) -> Result<Box<dyn Vm>, VmError> {
+        self.discard().await;
+        let why = format!("this driver's spares take no snapshot ({})", snapshot.pages.display());
+        Err(VmError::Unsupported { verb: "restore a spare", why })
+    }
     /// Ends it and removes its files.
     async fn discard(self: Box<Self>);
 }

@@ -49,8 +49,13 @@ const CARD: &str = "virtio-net-pci,id=card,addr=0x8,disable-legacy=on,romfile=,m
     guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,host_tso4=off,host_tso6=off,host_ecn=off,\
     host_ufo=off,mrg_rxbuf=off,guest_announce=off,mq=off";
 
-/// The arguments that make `spec`'s machine, stopped. `{fd:NAME}` stands for listeners that the keeper hands on.
-pub(super) fn arguments(spec: &VmSpec, fit: &Fit, further_kernel_args: &str) -> Vec<String> {
+/// Leaves the section on QEMU's own configuration out of streams: `xen-save-devices-state` writes none, and a reader that
+/// expects one refuses. Templates are saved without it too, so that one monitor loads either.
+const BARE_STATE: [&str; 2] = ["-global", "migration.send-configuration=off"];
+
+/// The arguments that make `spec`'s machine, stopped. `{fd:NAME}` stands for listeners that the keeper hands on;
+/// `bare_state` says how the template that is cloned was saved.
+pub(super) fn arguments(spec: &VmSpec, fit: &Fit, bare_state: bool, further_kernel_args: &str) -> Vec<String> {
     let memory_mib = spec.shape.memory().0;
     let mut arguments: Vec<String> = Vec::new();
     let mut add = |words: &[&str]| arguments.extend(words.iter().map(|&word| word.to_owned()));
@@ -90,9 +95,15 @@ pub(super) fn arguments(spec: &VmSpec, fit: &Fit, further_kernel_args: &str) -> 
             add(&["-append", &kernel_args(fit.accelerator, further_kernel_args)]);
         }
         // Without kernel and initramfs: their copies in QEMU would be 17 MB of private memory that no clone reads.
-        MemorySource::Clone { .. } => add(&["-incoming", "defer"]),
-        // `xen-save-devices-state` writes no section of its own configuration; a reader that expects one refuses.
-        MemorySource::Restore { .. } => add(&["-incoming", "defer", "-global", "migration.send-configuration=off"]),
+        MemorySource::Clone { .. } | MemorySource::Restore { .. } => add(&["-incoming", "defer"]),
+    }
+    let bare = match &spec.memory {
+        MemorySource::Clone { .. } => bare_state,
+        MemorySource::BootTemplate { .. } | MemorySource::Restore { .. } => true,
+        MemorySource::Boot | MemorySource::BootOver { .. } => false,
+    };
+    if bare {
+        add(&BARE_STATE);
     }
     arguments
 }
@@ -184,7 +195,7 @@ mod tests {
     }
 
     fn line(memory: MemorySource) -> String {
-        arguments(&spec(memory), &fit(Accelerator::Tcg), "").join(" ")
+        arguments(&spec(memory), &fit(Accelerator::Tcg), true, "").join(" ")
     }
 
     #[test]
@@ -203,7 +214,7 @@ mod tests {
                 (NetworkDevice::Passt { program: "passt".into(), arguments: vec![] }, Some("stream,")),
             ] {
                 let spec = VmSpec { network, ..spec(memory.clone()) };
-                let words = arguments(&spec, &fit(Accelerator::Tcg), "");
+                let words = arguments(&spec, &fit(Accelerator::Tcg), true, "");
                 let line = words.join(" ");
                 assert!(line.contains("-nic none") && line.contains("-nodefaults"), "{line}");
                 assert!(line.contains("-sandbox on,") && line.contains(" -S "), "{line}");
@@ -225,8 +236,18 @@ mod tests {
         let over = line(MemorySource::BootOver { template: "/t".into() });
         assert!(over.contains(r#""share":false"#) && over.contains("-kernel /i/kernel"), "{over}");
         let clone = line(MemorySource::Clone { template: "/t".into() });
-        assert!(clone.contains(r#""share":false"#) && clone.ends_with("-incoming defer"), "{clone}");
+        assert!(clone.contains(r#""share":false"#) && clone.contains("-incoming defer"), "{clone}");
         assert!(!clone.contains("-kernel") && !clone.contains("-initrd"), "{clone}");
+    }
+
+    #[test]
+    fn a_clone_reads_what_its_template_wrote() {
+        let with = |memory: MemorySource, bare: bool| {
+            arguments(&spec(memory), &fit(Accelerator::Tcg), bare, "").join(" ").contains("send-configuration=off")
+        };
+        assert!(with(MemorySource::BootTemplate { template: "/t".into() }, false), "templates are saved bare");
+        let clone = MemorySource::Clone { template: "/t".into() };
+        assert!(with(clone.clone(), true) && !with(clone, false), "an older template has the section");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::keeper::{KeeperProgram, check_runs};
 use crate::launch::{adoptable, check_files};
 use crate::seal::findings;
 use crate::template::{self, TemplateManifest};
-use crate::{Hypervisor, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
+use crate::{Hypervisor, MemorySource, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `qemu --version` and the like may take on a host that is busy.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
@@ -96,26 +96,25 @@ impl QemuDriver {
         self
     }
 
-    fn check(&self, spec: &VmSpec) -> Result<(), VmError> {
+    /// Refuses what can't become a machine; answers the manifest of the template that it starts from.
+    fn check(&self, spec: &VmSpec) -> Result<Option<TemplateManifest>, VmError> {
+        check_files(spec)?;
         match &spec.memory {
-            MemorySource::Boot => Ok(()),
-            MemorySource::BootTemplate { template } => template::prepare(template),
-            MemorySource::BootOver { template } => self.check_template(template, spec).map(drop),
+            MemorySource::Boot => Ok(None),
+            MemorySource::BootTemplate { template } => template::prepare(template).map(|()| None),
+            MemorySource::BootOver { template } => self.check_template(template, spec).map(Some),
             MemorySource::Clone { template } => {
                 let manifest = self.check_template(template, spec)?;
                 if manifest.blank {
                     let why = format!("the template in {} is blank: machines boot over it", template.display());
                     return Err(VmError::Unsupported { verb: "clone", why });
                 }
-                Ok(())
+                Ok(Some(manifest))
             }
             MemorySource::Restore { template, snapshot } => {
                 let manifest = self.check_template(template, spec)?;
-                check_runs(&snapshot.runs, manifest.memory_bytes).map_err(|source| VmError::File {
-                    action: "restore the pages of",
-                    path: snapshot.pages.clone(),
-                    source,
-                })
+                check_pages(snapshot, &manifest)?;
+                Ok(Some(manifest))
             }
         }
     }
@@ -138,9 +137,8 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
-        check_files(&spec)?;
-        self.check(&spec)?;
-        let started = Started::start(&self.config, &self.fit, spec, false).await?;
+        let template = self.check(&spec)?;
+        let started = Started::start(&self.config, &self.fit, spec, template, false).await?;
         Ok(Box::new(started.load().await?))
     }
 
@@ -149,9 +147,8 @@ impl Hypervisor for QemuDriver {
             let why = "only clones are started ahead".to_owned();
             return Err(VmError::Unsupported { verb: "spare", why });
         }
-        check_files(&spec)?;
-        self.check(&spec)?;
-        let started = Started::start(&self.config, &self.fit, spec, true).await?;
+        let template = self.check(&spec)?;
+        let started = Started::start(&self.config, &self.fit, spec, template, true).await?;
         Ok(Box::new(QemuSpare::new(started)))
     }
 
@@ -170,6 +167,15 @@ pub(super) async fn set_capabilities(qmp: &Qmp, ignore_shared: bool) -> Result<(
         { "capability": "x-ignore-shared", "state": ignore_shared },
     ]});
     qmp.execute("migrate-set-capabilities", capabilities).await.map(drop)
+}
+
+/// Refuses a snapshot whose pages don't lie in the template's memory.
+pub(super) fn check_pages(snapshot: &SnapshotFiles, template: &TemplateManifest) -> Result<(), VmError> {
+    check_runs(&snapshot.runs, template.memory_bytes).map_err(|source| VmError::File {
+        action: "restore the pages of",
+        path: snapshot.pages.clone(),
+        source,
+    })
 }
 
 async fn ask(program: &Path, arguments: &[&str]) -> Result<String, VmError> {

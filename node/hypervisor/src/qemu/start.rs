@@ -4,7 +4,7 @@
 //!   start: keeper and QEMU run, QMP is ready, the device state's file is handed over    (nobody waits for a spare's)
 //!     │
 //!   load:  the keeper lays private pages, QEMU loads the device state, the keeper keeps the machine
-//!     │
+//!     │    (restore: what was started for a clone is given a snapshot's device state and disk before)
 //!   QemuMachine, paused            either step's failure leaves nothing behind
 //! ```
 //!
@@ -12,24 +12,27 @@
 //! ends it, killing this node does too.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use fabric_types::{Accelerator, Fit, HypervisorKind};
 use serde_json::json;
+use tokio::task::spawn_blocking;
 
 use super::command::arguments;
-use super::driver::{PAGES_LIMIT, QemuConfig, set_capabilities};
+use super::driver::{PAGES_LIMIT, QemuConfig, check_pages, set_capabilities};
 use super::machine::QemuMachine;
 use super::qmp::{Qmp, open_for_qemu};
+use crate::disk::copy_sparse;
 use crate::durable::remove_file;
 use crate::keeper::{
     Creator, Here, Keeper, KeeperConfig, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
 };
 use crate::launch::{clear_after, explained};
 use crate::seal::SealRequest;
-use crate::{MemorySource, Spare, Vm, VmError, VmFolder, VmSpec, template};
+use crate::template::{self, TemplateManifest};
+use crate::{MemorySource, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// How long loading a machine's device state may take: it is some 300 KiB.
 const LOAD_LIMIT: Duration = Duration::from_secs(15);
@@ -40,6 +43,8 @@ const STATE: &str = "state";
 pub(super) struct Started {
     spec: VmSpec,
     fit: Fit,
+    /// The manifest of the template that its memory starts from.
+    template: Option<TemplateManifest>,
     keeper: Keeper,
     creator: Creator,
     here: Here,
@@ -48,7 +53,13 @@ pub(super) struct Started {
 
 impl Started {
     /// Starts both processes and readies the monitor. `ahead` says that the load may be far off.
-    pub(super) async fn start(config: &QemuConfig, fit: &Fit, spec: VmSpec, ahead: bool) -> Result<Self, VmError> {
+    pub(super) async fn start(
+        config: &QemuConfig,
+        fit: &Fit,
+        spec: VmSpec,
+        template: Option<TemplateManifest>,
+        ahead: bool,
+    ) -> Result<Self, VmError> {
         let folder = &spec.folder;
         // Opened before anything runs, so that a file that isn't there costs nothing.
         let state = match &spec.memory {
@@ -62,7 +73,7 @@ impl Started {
             driver: HypervisorKind::Qemu,
             spec: spec.clone(),
             program: config.program.clone(),
-            arguments: arguments(&spec, fit, &config.kernel_args),
+            arguments: arguments(&spec, fit, template.as_ref().is_some_and(|t| t.bare_state), &config.kernel_args),
             listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
             remove: vec![runs_file(folder)],
             ahead,
@@ -70,14 +81,14 @@ impl Started {
         };
         let SpawnedKeeper { keeper, creator, here } = spawn(&config.keeper, &keeper_config).await?;
         match ready(&spec, state).await {
-            Ok(qmp) => Ok(Self { spec, fit: fit.clone(), keeper, creator, here, qmp }),
+            Ok(qmp) => Ok(Self { spec, fit: fit.clone(), template, keeper, creator, here, qmp }),
             Err(error) => Err(failed(error, folder, creator, here).await),
         }
     }
 
     /// Loads the machine and has the keeper keep it.
     pub(super) async fn load(self) -> Result<QemuMachine, VmError> {
-        let Self { spec, fit, keeper, creator, here, qmp } = self;
+        let Self { spec, fit, template: _, keeper, creator, here, qmp } = self;
         if let Err(error) = fill(&spec, &keeper, &qmp).await {
             return Err(failed(error, &spec.folder, creator, here).await);
         }
@@ -88,6 +99,57 @@ impl Started {
                 Err(error)
             }
         }
+    }
+
+    /// What was started for a clone becomes the restore of a snapshot over the same template.
+    async fn restore(mut self, snapshot: SnapshotFiles) -> Result<QemuMachine, VmError> {
+        match self.turn_to(&snapshot).await {
+            Ok(()) => {}
+            Err(error) => {
+                self.discard().await;
+                return Err(error);
+            }
+        }
+        let (disk, before) = (self.spec.disk.clone(), length(&self.spec.disk));
+        let copied = spawn_blocking(move || {
+            copy_sparse(&snapshot.disk, &disk)?;
+            Ok(length(&disk))
+        });
+        // The disk is read by nothing before the machine runs.
+        let (copied, loaded) = tokio::join!(copied, self.load());
+        let machine = loaded?;
+        let grown = match copied {
+            Ok(Ok(after)) if before == after => return Ok(machine),
+            Ok(Ok(after)) => machine.resize_disk(after).await,
+            Ok(Err(error)) => Err(error),
+            Err(panicked) => {
+                Err(VmError::File { action: "copy", path: machine.spec().disk.clone(), source: panicked.into() })
+            }
+        };
+        match grown {
+            Ok(()) => Ok(machine),
+            Err(error) => {
+                // What is left of it is cleared by the next start in its folder.
+                let _ = machine.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks the snapshot and hands its device state over in the place of the template's.
+    async fn turn_to(&mut self, snapshot: &SnapshotFiles) -> Result<(), VmError> {
+        let (MemorySource::Clone { template }, Some(manifest)) = (&self.spec.memory, &self.template) else {
+            let why = "only a clone's spare has a template to restore over".to_owned();
+            return Err(VmError::Unsupported { verb: "restore a spare", why });
+        };
+        if !manifest.bare_state {
+            let why = format!("the template in {} was saved by an earlier version", template.display());
+            return Err(VmError::Unsupported { verb: "restore a spare", why });
+        }
+        check_pages(snapshot, manifest)?;
+        self.qmp.give_descriptor(STATE, open_for_qemu(&snapshot.device_state)?).await?;
+        self.spec.memory = MemorySource::Restore { template: template.clone(), snapshot: snapshot.clone() };
+        Ok(())
     }
 
     async fn discard(self) {
@@ -136,6 +198,11 @@ async fn failed(error: VmError, folder: &VmFolder, creator: Creator, here: Here)
     error
 }
 
+/// A file's length, bytes; 0 if it isn't there, which whoever opens it next says.
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |about| about.len())
+}
+
 /// Where a restore's runs lie while the keeper reads them.
 fn runs_file(folder: &VmFolder) -> PathBuf {
     folder.dir.join("runs")
@@ -164,6 +231,12 @@ impl Spare for QemuSpare {
         let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
         let started = self.started.take().ok_or_else(gone)?;
         Ok(Box::new(started.load().await?))
+    }
+
+    async fn restore(mut self: Box<Self>, snapshot: SnapshotFiles) -> Result<Box<dyn Vm>, VmError> {
+        let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
+        let started = self.started.take().ok_or_else(gone)?;
+        Ok(Box::new(started.restore(snapshot).await?))
     }
 
     async fn discard(mut self: Box<Self>) {

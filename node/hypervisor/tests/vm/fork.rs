@@ -10,7 +10,7 @@ use node_hypervisor::{
 };
 
 use crate::guest::Guest;
-use crate::support::{Place, image, ms, skip};
+use crate::support::{Place, files_in, image, ms, skip};
 use crate::template::{DIRTY, SUM, clone, driver, save_template, snapshot};
 
 /// Children of one fork.
@@ -50,6 +50,7 @@ async fn vm_fork_restores_one_snapshot_several_times_side_by_side() {
     let (alone, _guest, [made, answered]) = child(&driver, child_spec(&place, &place.template(), &taken), 3).await;
     println!("one child alone: made in {made:.0} ms, its first command answered after {answered:.0} ms");
     alone.shutdown().await.expect("it ends");
+    spares_become_children(&driver, &place, &taken, &sum).await;
     let start = Instant::now();
     let children = futures::future::join_all(specs.into_iter().map(|spec| child(&driver, spec, 4))).await;
     println!("{CHILDREN} children at once: all answered after {:.0} ms", ms(start));
@@ -68,6 +69,38 @@ async fn vm_fork_restores_one_snapshot_several_times_side_by_side() {
     assert_eq!(guest.sh("cat /root/who").await, "parent", "a child's file is the parent's");
     disks_grow(vm.as_ref(), &mut guest).await;
     vm.shutdown().await.expect("it ends");
+}
+
+/// Monitors that were started ahead for clones take a snapshot instead.
+async fn spares_become_children(driver: &QemuDriver, place: &Place, taken: &SnapshotTaken, sum: &str) {
+    let mut spares = Vec::new();
+    for _ in 0..CHILDREN {
+        spares.push(driver.spare(crate::template::clone_spec(place)).await.expect("a spare"));
+    }
+    let start = Instant::now();
+    let children = futures::future::join_all(spares.into_iter().map(|spare| async {
+        let vm = spare.restore(taken.files.clone()).await.expect("restored");
+        let made = ms(start);
+        vm.resume().await.expect("it runs");
+        let mut guest = Guest::identify(vm.as_ref(), 5).await;
+        assert_eq!(guest.sh("echo hi").await, "hi");
+        (vm, guest, [made, ms(start)])
+    }))
+    .await;
+    for (number, (vm, mut guest, [made, answered])) in children.into_iter().enumerate() {
+        println!("spare {number} as a child: made in {made:.0} ms, answered after {answered:.0} ms");
+        assert_eq!(guest.sh(SUM).await, sum, "memory came back changed");
+        assert_eq!(guest.sh("cat /root/who").await, "parent", "the disk is the template's");
+        let again = snapshot(vm.as_ref(), &place.path(&format!("again{number}"))).await;
+        assert!(again.files.runs.iter().map(|&(_, length)| length).sum::<u64>() > 100 << 20);
+        vm.shutdown().await.expect("it ends");
+    }
+    let mut bad = taken.files.clone();
+    bad.runs.push((u64::MAX - 4095, 4096));
+    let spare = driver.spare(crate::template::clone_spec(place)).await.expect("a spare");
+    let folder = spare.spec().folder.clone();
+    assert!(spare.restore(bad).await.is_err(), "misplaced pages were taken");
+    assert_eq!(files_in(&folder.dir), ["disk"]);
 }
 
 /// The guest sees its disk grow at once while it runs, and when it goes on where it was paused.
