@@ -21,8 +21,8 @@ const PACKET_LIMIT: Duration = Duration::from_secs(20);
 const MAC: &str = "02:aa:bb:cc:dd:01";
 
 /// A network namespace; dropping it removes it and all that is in it.
-struct Namespace {
-    name: String,
+pub(crate) struct Namespace {
+    pub(crate) name: String,
 }
 
 impl Namespace {
@@ -34,7 +34,7 @@ impl Namespace {
         Ok(namespace)
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
     }
 
@@ -68,7 +68,7 @@ fn ip(arguments: &[&str]) -> Result<(), String> {
 }
 
 /// A namespace with a tap in it and another that stands for the uplink, or why there can be none.
-fn lab() -> Result<Namespace, String> {
+pub(crate) fn lab() -> Result<Namespace, String> {
     if !Uid::effective().is_root() {
         return Err("only root makes taps".to_owned());
     }

@@ -33,7 +33,7 @@ const RESET: &str = "the guest reset, and a machine boots once";
 const WATCH: Duration = Duration::from_secs(1);
 
 /// The driver, or a loud word that the test can't run.
-async fn driver(what: &str) -> Option<CloudHypervisorDriver> {
+pub(crate) async fn driver(what: &str) -> Option<CloudHypervisorDriver> {
     if let Err(error) = kvm() {
         skip(what, &format!("/dev/kvm doesn't open: {error}"));
         return None;
@@ -85,7 +85,7 @@ async fn how_it_ends(vm: &dyn Vm) -> String {
     tokio::time::timeout(SAY_LIMIT, vm.ended()).await.expect("its end is seen")
 }
 
-fn nothing_is_left(place: &Place, spec: &VmSpec) {
+pub(crate) fn nothing_is_left(place: &Place, spec: &VmSpec) {
     assert_eq!(files_in(&spec.folder.dir), ["disk"]);
     assert_eq!(files_in(&spec.folder.run), [""; 0]);
     assert_eq!(processes_naming(place), [0; 0]);
@@ -297,7 +297,7 @@ async fn vm_cloud_hypervisor_that_is_taken_over_opens_no_other_file() {
 }
 
 /// Asks the machine's monitor itself.
-async fn ask(spec: &VmSpec, method: &str, name: &str, body: String) -> (u16, Value) {
+pub(crate) async fn ask(spec: &VmSpec, method: &str, name: &str, body: String) -> (u16, Value) {
     let stream = UnixStream::connect(spec.folder.run.join("q")).await.expect("connected");
     let (mut send, connection) = handshake(TokioIo::new(stream)).await.expect("HTTP begins");
     tokio::spawn(connection);

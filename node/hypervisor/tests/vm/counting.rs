@@ -17,7 +17,7 @@ use crate::shim::helped;
 use crate::support::{Place, files_in, keeper, kvm, ms, skip, until};
 
 /// The machines' shape: what is copied or compared as a whole is 256 MiB.
-fn shape() -> Shape {
+pub(crate) fn shape() -> Shape {
     Shape::new(1, 256, 1).expect("a shape")
 }
 
@@ -64,7 +64,7 @@ fn counted(spec: &VmSpec) -> Vec<u32> {
 }
 
 /// Waits until it has counted `more` times anew; answers the first and the last count that it told since it was made.
-async fn counts_on(spec: &VmSpec, more: usize) -> (u32, u32) {
+pub(crate) async fn counts_on(spec: &VmSpec, more: usize) -> (u32, u32) {
     let before = counted(spec).len();
     until("counting", COUNT_LIMIT, || counted(spec).len() >= before + more).await;
     let counted = counted(spec);
@@ -72,21 +72,21 @@ async fn counts_on(spec: &VmSpec, more: usize) -> (u32, u32) {
 }
 
 /// Has it stop, and answers its last whole count; the next may be half told.
-async fn stopped(vm: &dyn Vm) -> u32 {
+pub(crate) async fn stopped(vm: &dyn Vm) -> u32 {
     vm.pause().await.expect("it pauses");
     // What it had said is still on its way through the pipe.
     tokio::time::sleep(Duration::from_millis(100)).await;
     *counted(vm.spec()).last().expect("it has counted")
 }
 
-fn goes_on(first: u32, after: u32, what: &str) {
+pub(crate) fn goes_on(first: u32, after: u32, what: &str) {
     assert!((after + 1..=after + 2).contains(&first), "{what}: {first} follows {after}");
 }
 
-async fn save_template(present: &Present, place: &Place) -> u32 {
+pub(crate) async fn save_template(driver: &dyn Hypervisor, place: &Place) -> u32 {
     let mut spec = VmSpec { shape: shape(), ..place.booting() };
     spec.memory = MemorySource::BootTemplate { template: place.template() };
-    let vm = present.driver.create(spec.clone()).await.expect("created");
+    let vm = driver.create(spec.clone()).await.expect("created");
     vm.resume().await.expect("it runs");
     counts_on(&spec, 3).await;
     let last = stopped(vm.as_ref()).await;
@@ -95,20 +95,20 @@ async fn save_template(present: &Present, place: &Place) -> u32 {
     last
 }
 
-fn clone_spec(place: &Place) -> VmSpec {
+pub(crate) fn clone_spec(place: &Place) -> VmSpec {
     let spec = VmSpec { shape: shape(), ..place.spec(MemorySource::Clone { template: place.template() }) };
     copy_sparse(&template_disk(&place.template()), &spec.disk).expect("copied");
     spec
 }
 
-fn restore_spec(place: &Place, taken: &SnapshotTaken) -> VmSpec {
+pub(crate) fn restore_spec(place: &Place, taken: &SnapshotTaken) -> VmSpec {
     let memory = MemorySource::Restore { template: place.template(), snapshot: taken.files.clone() };
     let spec = VmSpec { shape: shape(), ..place.spec(memory) };
     copy_sparse(&taken.files.disk, &spec.disk).expect("copied");
     spec
 }
 
-async fn snapshot(vm: &dyn Vm, into: &Path, what: &str) -> SnapshotTaken {
+pub(crate) async fn snapshot(vm: &dyn Vm, into: &Path, what: &str) -> SnapshotTaken {
     let start = Instant::now();
     let taken = vm.snapshot(into).await.expect("a snapshot");
     let kib: u64 = taken.files.runs.iter().map(|&(_, length)| length >> 10).sum();
@@ -136,7 +136,7 @@ async fn vm_counting_guest_keeps_memory_and_registers_on_every_driver() {
     for present in drivers(folder.path()).await {
         let place = Place::new(freestanding::image(&folder.path().join("image"), Then::Count));
         let name = &present.name;
-        let last = save_template(&present, &place).await;
+        let last = save_template(present.driver.as_ref(), &place).await;
 
         let (one, other) = (clone_spec(&place), clone_spec(&place));
         let first = made(&present, one.clone(), "clone").await;
