@@ -33,7 +33,9 @@ use super::user::Claim;
 use super::view::{View, find, view};
 use super::{filter, parts, root, rules, user};
 use crate::keeper::KeeperConfig;
-use crate::sys::seal::{Child, become_user, failed, filters_ask, give_up_capabilities, received, seal_command};
+use crate::sys::seal::{
+    Child, become_user, failed, filters_ask, give_up_bounding_set, give_up_capabilities, received, seal_command,
+};
 
 /// Most descriptors of a monitor: disks, sockets and queues are some 30; the rest is slack for many processors.
 const DESCRIPTORS_MAX: u64 = 1024;
@@ -238,6 +240,7 @@ impl Sealing {
         if let Some(own) = self.own_pids.take() {
             setns(own, CloneFlags::CLONE_NEWPID)?;
         }
+        give_up_bounding_set();
         let uid = self.uid();
         if let Some(uid) = uid {
             become_user(uid, user::SHARED_GROUP)?;

@@ -83,6 +83,9 @@ fn enter(child: &Child) -> io::Result<()> {
     let limited = setrlimit(Resource::RLIMIT_NOFILE, child.descriptors, child.descriptors).is_ok();
     let counted = child.processes.is_none_or(|most| setrlimit(Resource::RLIMIT_NPROC, most, most).is_ok());
     note(limited && counted, failed::RLIMITS);
+    if child.give_up {
+        give_up_bounding_set();
+    }
     if let Some((uid, shared)) = child.user {
         become_user(uid, shared)?;
     }
@@ -127,8 +130,9 @@ pub(crate) fn become_user(uid: u32, shared: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Empties every set of capabilities.
-pub(crate) fn give_up_capabilities() -> io::Result<()> {
+/// Empties the set of capabilities that a program could ever give back. Call it before the change of user, which takes
+/// the right to.
+pub(crate) fn give_up_bounding_set() {
     let zero: libc::c_ulong = 0;
     for capability in 0..CAPABILITIES {
         // SAFETY: why unsafe: prctl isn't typed. Why it holds: this option takes a number and no memory. It fails for
@@ -136,6 +140,11 @@ pub(crate) fn give_up_capabilities() -> io::Result<()> {
         // with no_new_privs the bounding set gives nothing.
         unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, zero, zero, zero) };
     }
+}
+
+/// Empties every other set of capabilities.
+pub(crate) fn give_up_capabilities() -> io::Result<()> {
+    let zero: libc::c_ulong = 0;
     // SAFETY: as above: the option takes numbers only. Kernels before 4.3 have no such set.
     unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, zero, zero, zero) };
     let header = [CAPABILITY_VERSION, 0];

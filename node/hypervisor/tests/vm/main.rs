@@ -10,6 +10,7 @@
 //! spare               monitors started ahead, and what a clone costs
 //! template            templates, clones, snapshots, restores
 //! probe               the probe
+//! seal                the seal, from inside
 //! freestanding        a guest of a few dozen bytes, for hosts whose KVM runs no stock kernel
 //! cloud_hypervisor    that driver, with that guest
 //! devices             that driver's card, disks, limits and balloon; what its keeper's death leaves
@@ -29,6 +30,7 @@ mod guest;
 mod killed;
 mod lifecycle;
 mod probe;
+mod seal;
 mod shim;
 mod spare;
 mod support;
