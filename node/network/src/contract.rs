@@ -36,7 +36,7 @@ pub struct NetworkConfig {
     pub uplink: Option<PathBuf>,
     /// Ranges that no guest reaches, beside those that none ever does: the fabric's public addresses.
     pub forbidden: Vec<ipnet::IpNet>,
-    /// Most bits a second of one guest, each way.
+    /// Most bits a second of one guest, each way; zero for no limit.
     pub bits_per_second: u64,
     /// Most connections that one guest holds open.
     pub connections: u32,

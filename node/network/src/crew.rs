@@ -26,14 +26,25 @@ pub(crate) struct Member {
     pub(crate) digest: String,
 }
 
-type Leaving = Vec<(Number, u32, Sets)>;
+/// A port whose guest has gone. It is shut, and its connections are forgotten.
+#[derive(Debug, Clone)]
+pub(crate) struct Leaver {
+    pub(crate) number: Number,
+    pub(crate) index: u32,
+    pub(crate) sets: Sets,
+    /// What it is made into, if it is wanted for another guest.
+    pub(crate) again: Option<Member>,
+}
+
+/// Ports that are made, by their devices' indices, or not.
+pub(crate) type Made = Vec<(Number, Result<u32, NetworkFault>)>;
 
 /// Those who make and remove. Lives on the owner's thread; needs a [`tokio::task::LocalSet`].
 #[derive(Clone)]
 pub(crate) struct Crew {
     links: Links,
     owner: mpsc::WeakSender<Request>,
-    leaving: Rc<RefCell<Leaving>>,
+    leaving: Rc<RefCell<Vec<Leaver>>>,
     removing: Rc<Cell<bool>>,
 }
 
@@ -60,7 +71,7 @@ impl Crew {
         }
     }
 
-    async fn make_batch(&self, batch: &[Member]) -> Vec<(Number, Result<u32, NetworkFault>)> {
+    async fn make_batch(&self, batch: &[Member]) -> Made {
         let rules: Vec<_> = batch.iter().flat_map(|member| ruleset::port(&member.facts, &member.digest)).collect();
         // The filter is there before the device is.
         if let Err(fault) = filter::commit("add ports", &rules).await {
@@ -101,16 +112,16 @@ impl Crew {
         }
     }
 
-    /// Removes a port that is shut already, and says so. Those that come meanwhile go together.
-    pub(crate) fn remove(&self, number: Number, index: u32, sets: Sets) {
-        self.leaving.borrow_mut().push((number, index, sets));
+    /// Removes a port, or makes it new for another guest, and says so. Those that come meanwhile go together.
+    pub(crate) fn remove(&self, leaver: Leaver) {
+        self.leaving.borrow_mut().push(leaver);
         if self.removing.replace(true) {
             return;
         }
         let crew = self.clone();
         tokio::task::spawn_local(async move {
             loop {
-                let batch: Leaving = {
+                let batch: Vec<Leaver> = {
                     let mut leaving = crew.leaving.borrow_mut();
                     let count = leaving.len().min(BATCH);
                     leaving.drain(..count).collect()
@@ -119,22 +130,51 @@ impl Crew {
                     crew.removing.set(false);
                     return;
                 }
-                crew.remove_batch(&batch).await;
-                let gone = batch.iter().map(|(number, ..)| *number).collect();
-                crew.tell(Request::Gone { gone }).await;
+                let numbers: Vec<Number> = batch.iter().map(|leaver| leaver.number).collect();
+                let Ok((made, gone)) = crew.remove_batch(batch).await else {
+                    crew.tell(Request::Spoiled { spoiled: numbers }).await;
+                    continue;
+                };
+                if !made.is_empty() {
+                    crew.tell(Request::Made { made }).await;
+                }
+                if !gone.is_empty() {
+                    crew.tell(Request::Gone { gone }).await;
+                }
             }
         });
     }
 
-    async fn remove_batch(&self, batch: &Leaving) {
-        for (number, index, _) in batch {
-            if let Err(fault) = self.links.remove(*index).await {
-                tracing::warn!(%fault, number = number.0, "a tap stays");
+    /// A tap that is used again needs no change of links, which all namespaces wait for; its rules are all new. One that
+    /// someone still holds open is no use for another guest.
+    async fn remove_batch(&self, mut batch: Vec<Leaver>) -> Result<(Made, Vec<Number>), NetworkFault> {
+        for leaver in &mut batch {
+            if leaver.again.is_some() && self.links.is_held(leaver.index).await {
+                leaver.again = None;
+            }
+            if leaver.again.is_none()
+                && let Err(fault) = self.links.remove(leaver.index).await
+            {
+                tracing::warn!(%fault, number = leaver.number.0, "a tap stays");
             }
         }
-        let rules: Vec<_> = batch.iter().flat_map(|(number, _, sets)| ruleset::remove(*number, *sets)).collect();
-        if let Err(fault) = filter::commit("remove ports", &rules).await {
-            tracing::warn!(%fault, "rules of ports that are gone stay");
+        let mut rules = Vec::new();
+        for leaver in &batch {
+            rules.extend(ruleset::remove(leaver.number, leaver.sets));
+            let again = leaver.again.iter();
+            rules.extend(again.flat_map(|member| ruleset::port(&member.facts, &member.digest)));
         }
+        if let Err(fault) = filter::commit("remove ports", &rules).await {
+            tracing::warn!(%fault, "rules of ports that are gone stay until the next start");
+            return Err(fault);
+        }
+        let (mut made, mut gone) = (Vec::new(), Vec::new());
+        for leaver in batch {
+            match leaver.again {
+                Some(_) => made.push((leaver.number, Ok(leaver.index))),
+                None => gone.push(leaver.number),
+            }
+        }
+        Ok((made, gone))
     }
 }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::plan::{Number, PORTS_MAX};
+use crate::plan::{Mac, Number, PORTS_MAX};
 use crate::ruleset::{Edition, Pinned, Sets, read_comment};
 
 /// The rules of a port that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FoundRules {
+    /// Whose frames are taken; none if that can't be told.
+    pub(crate) mac: Option<Mac>,
     pub(crate) edition: Edition,
     pub(crate) digest: String,
     pub(crate) sets: Sets,
@@ -27,6 +29,7 @@ pub(crate) fn read(listed: &Value) -> BTreeMap<Number, FoundRules> {
         if let Some(("port", number)) = named(chain, "name") {
             // With no remark to tell otherwise, the policy is unknown: the first that is applied replaces it.
             let unknown = FoundRules {
+                mac: None,
                 edition: Edition(1),
                 digest: "unknown".to_owned(),
                 sets: Sets::default(),
@@ -36,6 +39,12 @@ pub(crate) fn read(listed: &Value) -> BTreeMap<Number, FoundRules> {
         }
     }
     for rule in objects.iter().map(|object| &object["rule"]) {
+        if let Some(("enter", number)) = named(rule, "chain")
+            && let Some(port) = found.get_mut(&number)
+        {
+            let sender = rule["expr"].as_array().into_iter().flatten().map(|part| &part["match"]["right"]);
+            port.mac = port.mac.or_else(|| sender.filter_map(Value::as_str).find_map(|text| text.parse().ok()));
+        }
         let remark = rule["comment"].as_str().and_then(read_comment);
         if let (Some(("port", number)), Some((edition, digest))) = (named(rule, "chain"), remark)
             && let Some(port) = found.get_mut(&number)
@@ -94,11 +103,14 @@ mod tests {
             {"set": {"name": "pins_3", "elem": [
                 {"elem": {"val": "1.2.3.4", "timeout": 60, "expires": 59, "comment": "a.com"}}, "5.5.5.5"]}},
             {"rule": {"chain": "port_3", "comment": "policy 5 abcd"}}, {"rule": {"chain": "port_3"}},
+            {"rule": {"chain": "enter_3", "expr": [
+                {"match": {"op": "!=", "left": {}, "right": "02:00:00:00:00:07"}}, {"drop": null}]}},
         ]});
         let found = read(&listed);
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), [Number(3), Number(4)]);
         let port = found.get(&Number(3)).expect("a port");
         assert_eq!((port.edition, port.digest.as_str()), (Edition(5), "abcd"));
+        assert_eq!(port.mac, "02:00:00:00:00:07".parse().ok());
         assert_eq!(port.sets, Sets { allow: true, deny: false, pins: true });
         let pin = Pinned { address: [1, 2, 3, 4].into(), name: "a.com".to_owned(), seconds: 59 };
         assert_eq!(port.pins, [pin]);

@@ -80,6 +80,18 @@ impl Links {
         }
     }
 
+    /// Whether someone holds a tap open. Of one that can't be told, someone does.
+    pub(crate) async fn is_held(&self, index: u32) -> bool {
+        let link = self.handle.link().get().match_index(index).execute().try_next().await;
+        let carrier = link.ok().flatten().and_then(|link| {
+            link.attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::Carrier(carrier) => Some(carrier),
+                _ => None,
+            })
+        });
+        carrier != Some(0)
+    }
+
     /// Every IPv4 address, with its link's index.
     pub(crate) async fn addresses(&self) -> Result<Vec<(u32, Ipv4Addr)>, NetworkFault> {
         let all = self.handle.address().get().execute().try_collect::<Vec<_>>().await;

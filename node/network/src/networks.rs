@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::contract::{NetworkChoice, NetworkConfig, NetworkFault, Port};
 use crate::owner::{self, Request, Started};
 use crate::passt;
-use crate::plan::{Mac, Number};
+use crate::plan::{Mac, Number, Plug};
 
 /// A node's guest network. Cheap to clone; all clones speak with the same owner, which ends with the last of them and
 /// leaves what it made as [`Networks::stop`] with `false` does.
@@ -105,26 +105,31 @@ impl Networks {
     /// of names that it still allows go on passing.
     pub async fn apply(&self, port: &Port, policy: &NetworkPolicy) -> Result<(), NetworkFault> {
         self.check(policy)?;
-        let Some(number) = number(port) else { return Ok(()) };
-        self.ask(|reply| Request::Apply { number, policy: Box::new(policy.clone()), reply }).await?
+        let Some(plug) = Plug::of(port)? else { return Ok(()) };
+        self.ask(|reply| Request::Apply { plug, policy: Box::new(policy.clone()), reply }).await?
     }
 
     /// Lets nothing through the port any more, and forgets its connections.
     pub async fn block(&self, port: &Port) -> Result<(), NetworkFault> {
-        let Some(number) = number(port) else {
+        let Some(plug) = Plug::of(port)? else {
             return Err(NetworkFault::Unenforceable {
                 what: "a blocked network",
                 why: "its guests' network is `passt`, which filters nothing; end its process instead".to_owned(),
             });
         };
-        self.ask(|reply| Request::Block { number, reply }).await?
+        self.ask(|reply| Request::Block { plug, reply }).await?
     }
 
-    /// Takes a port back. It is shut when this returns, and removed soon after: nothing of its guest's state stays.
+    /// Takes a port back. It is shut when this returns, and soon after removed or, if nobody holds its tap, made new for
+    /// another guest: nothing of its guest's state stays. A port that was given back before is left alone.
     pub async fn release(&self, port: Port) {
-        let Some(number) = number(&port) else { return };
-        if let Err(fault) = self.ask(|reply| Request::Release { number, reply }).await {
-            tracing::warn!(%fault, number = number.0, "a network port can't be given back");
+        let given = match Plug::of(&port) {
+            Ok(Some(plug)) => self.ask(|reply| Request::Release { plug, reply }).await,
+            Ok(None) => return,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = given {
+            tracing::warn!(%fault, ?port, "a network port can't be given back");
         }
     }
 
@@ -133,7 +138,7 @@ impl Networks {
         if !matches!(self.way, Way::Tap { .. }) {
             return Ok(());
         }
-        let in_use = in_use.iter().filter_map(number).collect();
+        let in_use = in_use.iter().filter_map(|port| Plug::of(port).transpose()).collect::<Result<_, _>>()?;
         self.ask(|reply| Request::Retain { in_use, reply }).await?
     }
 
@@ -165,11 +170,4 @@ impl Networks {
 
 fn ended() -> NetworkFault {
     NetworkFault::System { action: "ask the owner of the guests' network".to_owned(), cause: "it has ended".to_owned() }
-}
-
-fn number(port: &Port) -> Option<Number> {
-    match port {
-        Port::Tap { number, .. } => Some(Number(*number)),
-        Port::Passt { .. } => None,
-    }
 }

@@ -1,10 +1,11 @@
 //! The one owner of a node's guest network: a task on a thread in the guests' namespace.
 //!
 //! ```text
-//!            make                 take                 release              gone
+//!            make                 take                 release, spare       gone
 //!   (free) ------> Making ------> Ready ------> Taken ---------> Leaving ---------> (free)
-//!                                                 ^                 ^
-//!   found at the start: Left -- retain, in use ---+                 |
+//!                     ^                          ^ |                ^
+//!                     +---- release, wanted -----|-+                |
+//!   found at the start: Left -- retain, in use --+                  |
 //!                         +----- retain, not in use ----------------+
 //! ```
 //!
@@ -24,11 +25,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::conntrack::Connections;
 use crate::contract::{NetworkConfig, NetworkFault, Port};
-use crate::crew::{Crew, Member};
+use crate::crew::{Crew, Leaver, Made, Member};
 use crate::filter;
 use crate::links::{Links, switch};
 use crate::namespace::{self, Place};
-use crate::plan::{self, Link, Mac, Number, PORTS_MAX, Tag, UPLINK_DEVICE};
+use crate::plan::{self, Link, Mac, Number, PORTS_MAX, Plug, Tag, UPLINK_DEVICE};
 use crate::resolver::{Directory, Known, Resolver};
 use crate::ruleset::{self, Edition, Pinned, PortFacts, Sets};
 use crate::uplink::{self, Uplink};
@@ -47,20 +48,20 @@ pub(crate) enum Request {
         number: Number,
     },
     Apply {
-        number: Number,
+        plug: Plug,
         policy: Box<NetworkPolicy>,
         reply: oneshot::Sender<Result<(), NetworkFault>>,
     },
     Block {
-        number: Number,
+        plug: Plug,
         reply: oneshot::Sender<Result<(), NetworkFault>>,
     },
     Release {
-        number: Number,
+        plug: Plug,
         reply: oneshot::Sender<()>,
     },
     Retain {
-        in_use: Vec<Number>,
+        in_use: Vec<Plug>,
         reply: oneshot::Sender<Result<(), NetworkFault>>,
     },
     Stop {
@@ -77,6 +78,10 @@ pub(crate) enum Request {
     /// The crew's: ports that are made, or not.
     Made {
         made: Vec<(Number, Result<u32, NetworkFault>)>,
+    },
+    /// The crew's: ports whose rules could be neither removed nor made new. Their numbers are not used again.
+    Spoiled {
+        spoiled: Vec<Number>,
     },
     /// The crew's: ports that are gone.
     Gone {
@@ -223,7 +228,15 @@ impl Owner {
         };
         let connections = Connections::open().map_err(no_conntrack)?;
         let base = ruleset::base(&forbidden);
-        filter::try_out(&base).await?;
+        // A kernel without what one port needs would show it only when the first is made.
+        let one = PortFacts {
+            number: Number(0),
+            mac: Mac::from_chance([0; 5]),
+            bits_per_second: config.bits_per_second.max(1),
+            connections: 1,
+        };
+        let trial: Vec<_> = base.iter().cloned().chain(ruleset::port(&one, "")).collect();
+        filter::try_out(&trial).await?;
         // The rules stand before there is anything that they could let through.
         filter::commit("build the base", &base).await?;
         // No connection has this mark: it shows whether the kernel can forget at all.
@@ -282,7 +295,7 @@ impl Owner {
                 self.links.remove(link.index).await?;
                 continue;
             };
-            let mut held = Held::new(Phase::Left, None, rules.digest.clone());
+            let mut held = Held::new(Phase::Left, rules.mac, rules.digest.clone());
             held.index = link.index;
             held.open = open.contains(&number);
             held.edition = rules.edition;
@@ -305,14 +318,14 @@ impl Owner {
                     self.set_taken(number);
                     self.refill();
                 }
-                Request::Apply { number, policy, reply } => {
-                    let _ = reply.send(self.apply(number, *policy).await);
+                Request::Apply { plug, policy, reply } => {
+                    let _ = reply.send(self.apply(plug, *policy).await);
                 }
-                Request::Block { number, reply } => {
-                    let _ = reply.send(self.block(number).await);
+                Request::Block { plug, reply } => {
+                    let _ = reply.send(self.block(plug).await);
                 }
-                Request::Release { number, reply } => {
-                    self.release(number).await;
+                Request::Release { plug, reply } => {
+                    self.release(plug).await;
                     let _ = reply.send(());
                 }
                 Request::Retain { in_use, reply } => {
@@ -322,6 +335,16 @@ impl Owner {
                     let _ = reply.send(self.pin(number, epoch, pins).await);
                 }
                 Request::Made { made } => self.made(made),
+                Request::Spoiled { spoiled } => {
+                    for number in spoiled {
+                        let Some(held) = self.ports.get_mut(&number) else { continue };
+                        held.phase = Phase::Leaving;
+                        if let Some(waiting) = held.waiting.take() {
+                            let _ = waiting.send(Err(unknown(number)));
+                        }
+                    }
+                    self.refill();
+                }
                 Request::Gone { gone } => {
                     for number in gone {
                         self.ports.remove(&number);
@@ -358,36 +381,45 @@ impl Owner {
     }
 
     fn facts(&self, number: Number, mac: Mac) -> PortFacts {
-        let (bits_per_second, connections) = (self.config.bits_per_second, self.config.connections);
+        let (bits_per_second, connections) = (self.config.bits_per_second, self.config.connections.max(1));
         PortFacts { number, mac, bits_per_second, connections }
+    }
+
+    /// Ports that are ready, or will be, for nobody yet.
+    fn ahead(&self) -> usize {
+        let waits = |held: &&Held| match held.phase {
+            Phase::Making => held.waiting.is_none(),
+            Phase::Ready => true,
+            Phase::Taken | Phase::Left | Phase::Leaving => false,
+        };
+        self.ports.values().filter(waits).count()
     }
 
     /// Orders ports until as many are ready as are wanted ahead.
     fn refill(&mut self) {
-        let ahead = self.ports.values().filter(|held| match held.phase {
-            Phase::Making => held.waiting.is_none(),
-            Phase::Ready => true,
-            Phase::Taken | Phase::Left | Phase::Leaving => false,
-        });
-        let lacking = (self.config.ports_ahead as usize).saturating_sub(ahead.count());
+        let lacking = (self.config.ports_ahead as usize).saturating_sub(self.ahead());
         let members: Vec<Member> = (0..lacking).map_while(|_| self.order(None)).collect();
         self.crew.make(members);
     }
 
     fn order(&mut self, waiting: Option<oneshot::Sender<Result<Port, NetworkFault>>>) -> Option<Member> {
-        let number = match self.free_number() {
-            Some(number) => number,
+        match self.free_number() {
+            Some(number) => Some(self.begin(number, waiting)),
             None => {
                 waiting.map(|waiting| waiting.send(Err(NetworkFault::Full { limit: PORTS_MAX })));
-                return None;
+                None
             }
-        };
+        }
+    }
+
+    /// A port's life begins, with a card of its own.
+    fn begin(&mut self, number: Number, waiting: Option<oneshot::Sender<Result<Port, NetworkFault>>>) -> Member {
         let mac = Mac::from_chance(rand::random());
         let digest = self.digest(&NetworkPolicy::default());
         let mut held = Held::new(Phase::Making, Some(mac), digest.clone());
         held.waiting = waiting;
         self.ports.insert(number, held);
-        Some(Member { facts: self.facts(number, mac), digest })
+        Member { facts: self.facts(number, mac), digest }
     }
 
     fn take(&mut self, reply: oneshot::Sender<Result<Port, NetworkFault>>) {
@@ -403,7 +435,7 @@ impl Owner {
         self.refill();
     }
 
-    fn made(&mut self, made: Vec<(Number, Result<u32, NetworkFault>)>) {
+    fn made(&mut self, made: Made) {
         for (number, result) in made {
             let Some(held) = self.ports.get_mut(&number) else { continue };
             let waiting = held.waiting.take();
@@ -446,12 +478,21 @@ impl Owner {
         hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    async fn apply(&mut self, number: Number, policy: NetworkPolicy) -> Result<(), NetworkFault> {
-        self.set_taken(number);
+    /// The port of a guest that is there still: with another's card the number has been given to another.
+    fn known(&mut self, plug: Plug) -> Result<&mut Held, NetworkFault> {
+        self.set_taken(plug.number);
+        let is_it = |held: &&mut Held| {
+            matches!(held.phase, Phase::Taken | Phase::Left) && held.mac.is_none_or(|mac| mac == plug.mac)
+        };
+        self.ports.get_mut(&plug.number).filter(is_it).ok_or_else(|| unknown(plug.number))
+    }
+
+    async fn apply(&mut self, plug: Plug, policy: NetworkPolicy) -> Result<(), NetworkFault> {
+        let number = plug.number;
         let digest = self.digest(&policy);
         let now = Instant::now();
-        let held = self.ports.get_mut(&number).filter(|held| matches!(held.phase, Phase::Taken | Phase::Left));
-        let held = held.ok_or_else(|| unknown(number))?;
+        self.known(plug)?;
+        let held = self.ports.get_mut(&number).ok_or_else(|| unknown(number))?;
         if held.digest != digest {
             let edition = match held.edition.0.checked_add(1) {
                 Some(edition) => Edition(edition),
@@ -483,8 +524,13 @@ impl Owner {
         Ok(())
     }
 
-    async fn block(&mut self, number: Number) -> Result<(), NetworkFault> {
-        self.set_taken(number);
+    async fn block(&mut self, plug: Plug) -> Result<(), NetworkFault> {
+        self.known(plug)?;
+        self.shut(plug.number).await
+    }
+
+    /// Nothing comes from the port or goes there, and its connections are forgotten.
+    async fn shut(&mut self, number: Number) -> Result<(), NetworkFault> {
         self.directory.borrow_mut().remove(&number);
         let held = self.ports.get_mut(&number).ok_or_else(|| unknown(number))?;
         self.links.shut_port(number, held.index).await?;
@@ -492,30 +538,42 @@ impl Owner {
         forget(&self.connections, number)
     }
 
-    async fn release(&mut self, number: Number) {
-        if let Err(fault) = self.block(number).await {
-            tracing::debug!(%fault, number = number.0, "a port is released that is shut already");
+    async fn release(&mut self, plug: Plug) {
+        match self.known(plug) {
+            Ok(_) => self.give_up(plug.number).await,
+            Err(fault) => tracing::debug!(%fault, "a port is given back that was given back before"),
         }
-        let Some(held) = self.ports.get_mut(&number) else { return };
-        if matches!(held.phase, Phase::Leaving | Phase::Making) {
-            return;
-        }
-        held.phase = Phase::Leaving;
-        self.crew.remove(number, held.index, held.sets);
     }
 
-    async fn retain(&mut self, in_use: &[Number]) -> Result<(), NetworkFault> {
-        let left: Vec<Number> =
-            self.ports.iter().filter(|(_, held)| matches!(held.phase, Phase::Left)).map(|(at, _)| *at).collect();
+    async fn give_up(&mut self, number: Number) {
+        let shut = self.shut(number).await;
+        let spare = self.ahead() < 2 * self.config.ports_ahead as usize;
+        let Some(held) = self.ports.get_mut(&number) else { return };
+        held.phase = Phase::Leaving;
+        let (index, sets) = (held.index, held.sets);
+        let again = match shut {
+            Ok(()) => spare.then(|| self.begin(number, None)),
+            // What can't be shut is no use for another guest; without its tap it is shut for certain.
+            Err(fault) => {
+                tracing::warn!(%fault, number = number.0, "a port that can't be shut is removed");
+                None
+            }
+        };
+        self.crew.remove(Leaver { number, index, sets, again });
+    }
+
+    async fn retain(&mut self, in_use: &[Plug]) -> Result<(), NetworkFault> {
+        let left = self.ports.iter().filter(|(_, held)| matches!(held.phase, Phase::Left));
+        let left: Vec<Number> = left.map(|(number, _)| *number).collect();
         for number in left {
-            if !in_use.contains(&number) {
-                self.release(number).await;
-            } else if let Some(held) = self.ports.get_mut(&number) {
-                held.phase = Phase::Taken;
+            let plug = in_use.iter().find(|plug| plug.number == number && self.known(**plug).is_ok());
+            match (plug, self.ports.get_mut(&number)) {
+                (Some(plug), Some(held)) => (held.phase, held.mac) = (Phase::Taken, Some(plug.mac)),
+                _ => self.give_up(number).await,
             }
         }
-        match in_use.iter().find(|number| !self.ports.contains_key(number)) {
-            Some(lost) => Err(unknown(*lost)),
+        match in_use.iter().find(|plug| self.known(**plug).is_err()) {
+            Some(lost) => Err(unknown(lost.number)),
             None => Ok(()),
         }
     }

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -195,6 +196,34 @@ impl Mac {
     }
 }
 
+impl FromStr for Mac {
+    type Err = NetworkFault;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes: Vec<u8> = text.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        let wrong =
+            |_| NetworkFault::System { action: "read a card's address".to_owned(), cause: format!("'{text}' is none") };
+        bytes.try_into().map(Self).map_err(wrong)
+    }
+}
+
+/// One guest's port: the number is used again, the card's address is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Plug {
+    pub(crate) number: Number,
+    pub(crate) mac: Mac,
+}
+
+impl Plug {
+    /// Of a tap; there is none behind `passt`.
+    pub(crate) fn of(port: &Port) -> Result<Option<Self>, NetworkFault> {
+        match port {
+            Port::Tap { number, guest, .. } => Ok(Some(Self { number: Number(*number), mac: guest.mac.parse()? })),
+            Port::Passt { .. } => Ok(None),
+        }
+    }
+}
+
 impl std::fmt::Display for Mac {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -260,6 +289,16 @@ mod tests {
         }
         assert!(!is_forbidden(&all, "8.8.8.8".parse().expect("an address")));
         assert!(is_forbidden(&all, "2001:4860::1".parse().expect("an address")));
+    }
+
+    #[test]
+    fn a_cards_address_reads_as_it_is_written() {
+        let mac = Mac::from_chance([0xab, 1, 2, 3, 0xff]);
+        assert_eq!(mac.to_string(), "02:ab:01:02:03:ff");
+        assert_eq!(mac.to_string().parse::<Mac>().ok(), Some(mac));
+        for wrong in ["", "02:ab:01:02:03", "02:ab:01:02:03:ff:00", "02:ab:01:02:03:xx"] {
+            assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -87,6 +87,15 @@ impl Guest {
         });
     }
 
+    /// A datagram of three packets.
+    pub(crate) fn send_large_udp(&self, to: &str) {
+        let to = SocketAddr::new(to.parse::<IpAddr>().expect("an address"), 7777);
+        self.space.inside(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("bound");
+            socket.send_to(&[0x61; 4000], to).expect("sent");
+        });
+    }
+
     /// Asks a resolver for a name's addresses.
     pub(crate) fn ask(&self, resolver: Ipv4Addr, name: &str) -> Said {
         let mut asked = Message::query();
@@ -115,6 +124,24 @@ impl Guest {
             Some((_, ttl)) => Said::Addresses(addresses.iter().map(|(address, _)| *address).collect(), *ttl),
             None => Said::Code(answer.metadata.response_code),
         }
+    }
+
+    /// The same over TCP, from the guest's own gateway.
+    pub(crate) fn ask_over_tcp(&self, name: &str) -> Option<Message> {
+        let mut asked = Message::query();
+        asked.add_query(Query::query(Name::from_str(name).expect("a name"), RecordType::A));
+        let (bytes, gateway) = (asked.to_vec().expect("bytes"), self.card().gateway);
+        self.space.inside(move || {
+            let mut stream = TcpStream::connect_timeout(&(gateway, 53).into(), PATIENCE).ok()?;
+            stream.set_read_timeout(Some(PATIENCE)).expect("set");
+            let length = u16::try_from(bytes.len()).expect("short").to_be_bytes();
+            stream.write_all(&[&length[..], &bytes].concat()).ok()?;
+            let mut length = [0u8; 2];
+            stream.read_exact(&mut length).ok()?;
+            let mut answer = vec![0u8; u16::from_be_bytes(length).into()];
+            stream.read_exact(&mut answer).ok()?;
+            Message::from_vec(&answer).ok()
+        })
     }
 
     pub(crate) fn resolve(&self, name: &str) -> Said {
@@ -204,6 +231,30 @@ impl Frame {
         packet.extend(address(from));
         packet.extend(address(to));
         [self.ethernet(0x86dd), packet, body].concat()
+    }
+
+    /// Asks who has `self.to`.
+    pub(crate) fn arp_question(&self) -> Vec<u8> {
+        let mut frame = self.ethernet(0x0806);
+        frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend(self.from_mac);
+        frame.extend(self.from.octets());
+        frame.extend([0; 6]);
+        frame.extend(self.to.octets());
+        frame
+    }
+
+    /// Opens a TCP connection.
+    pub(crate) fn tcp_open(&self, port: u16) -> Vec<u8> {
+        let mut segment = Vec::new();
+        segment.extend(40_000u16.to_be_bytes());
+        segment.extend(port.to_be_bytes());
+        segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+        let length = u16::try_from(segment.len()).expect("short").to_be_bytes();
+        let pseudo = [&self.from.octets()[..], &self.to.octets()[..], &[0, 6], &length[..], &segment[..]].concat();
+        let sum = checksum(&pseudo);
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+        [self.ethernet(0x0800), self.ipv4(6, 0, &segment)].concat()
     }
 
     /// Says that `self.from` is at `self.from_mac`.

@@ -121,7 +121,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Why no lab can be made here, said where the whole run's summary is made.
+/// Why no lab can be made here.
 fn lacking() -> Option<String> {
     let works = |program: &str| Command::new(program).arg("-V").output().is_ok_and(|output| output.status.success());
     let why = if !nix::unistd::geteuid().is_root() {
@@ -132,14 +132,17 @@ fn lacking() -> Option<String> {
         let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
         tun.err().map(|cause| format!("/dev/net/tun can't be opened: {cause}"))
     };
-    why.inspect(|why| {
-        let line = format!("SKIPPED: the guests' network: {why}");
-        println!("{line}");
-        if let Some(path) = std::env::var_os("ATOLL_SKIPS") {
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            file.and_then(|mut file| writeln!(file, "{line}")).expect("ATOLL_SKIPS names a file that can be written");
-        }
-    })
+    why.inspect(|why| skip(why))
+}
+
+/// Says that a test can't run here, and leaves the reason where the whole run's summary is made.
+pub(crate) fn skip(why: &str) {
+    let line = format!("SKIPPED: the guests' network: {why}");
+    println!("{line}");
+    if let Some(path) = std::env::var_os("ATOLL_SKIPS") {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        file.and_then(|mut file| writeln!(file, "{line}")).expect("ATOLL_SKIPS names a file that can be written");
+    }
 }
 
 impl Lab {

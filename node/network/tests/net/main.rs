@@ -9,5 +9,6 @@ mod lab;
 mod life;
 mod limits;
 mod names;
+mod passt;
 mod sys;
 mod walls;

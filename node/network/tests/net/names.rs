@@ -73,6 +73,17 @@ async fn denied_names_have_no_answer_and_there_is_no_other_resolver_to_ask() {
     assert!(matches!(guest.ask(other, "other.test."), Said::Addresses(..)), "with no rule about names anyone is asked");
     assert_eq!(guest.resolve("loop.test."), Said::Code(ResponseCode::Refused));
 
+    let over_tcp = guest.ask_over_tcp("other.test.").expect("an answer over TCP");
+    assert_eq!(over_tcp.answers.len(), 1);
+    // Bytes that are no question are no harm.
+    for bytes in [&b""[..], b"x", &[0xff; 600], &[0; 12], &[0xc0; 40]] {
+        guest.space.inside({
+            let (bytes, gateway) = (bytes.to_vec(), guest.card().gateway);
+            move || std::net::UdpSocket::bind("0.0.0.0:0").expect("bound").send_to(&bytes, (gateway, 53)).expect("sent")
+        });
+    }
+    assert!(matches!(guest.resolve("other.test."), Said::Addresses(..)));
+
     networks.apply(&guest.port, &policy(r#"{"blockAll":false,"denyDomains":["*.test"]}"#)).await.expect("applied");
     assert_eq!(guest.resolve("other.test."), Said::Code(ResponseCode::NXDomain));
     assert_eq!(guest.ask(other, "other.test."), Said::Nothing);

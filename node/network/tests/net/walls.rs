@@ -79,7 +79,9 @@ async fn a_guest_reaches_the_public_and_none_of_the_decoys() {
     assert!(lab.far.reached().iter().all(|&count| count == 0), "{:?}", lab.far.reached());
     assert_eq!(lab.host_took(), 0);
     assert_eq!(packets(&peer.space.run(&["nft", "list chain inet watch in"])), [0]);
-    // And the wall is not simply closed.
+    // And the wall is not simply closed: not for pieces either.
+    guest.send_large_udp("1.1.1.78");
+    eventually("a datagram in pieces passes", || lab.far.flooded() > 0);
     assert!(guest.reaches(PUBLIC) && peer.reaches(PUBLIC));
     networks.stop(true).await;
 }
