@@ -38,6 +38,75 @@ daytona.delete(sandbox)
 print("toured")
 "#;
 
+/// What the newest client has for the engine's verbs: interpreters, pause and resume by a request, forks, networks,
+/// intervals, shapes, archives.
+const ENGINE: &str = r#"
+from daytona import CreateSandboxFromSnapshotParams, Daytona, DaytonaTimeoutError, Resources
+
+daytona = Daytona()
+sandbox = daytona.create(CreateSandboxFromSnapshotParams(
+    network_allow_list="203.0.113.7/24", domain_allow_list="*.example.com", auto_stop_interval=0,
+    auto_pause_interval=30, auto_archive_interval=60, auto_delete_interval=120, ttl_minutes=600))
+assert sandbox.network_allow_list == "203.0.113.0/24", sandbox.network_allow_list
+assert (sandbox.auto_pause_interval, sandbox.auto_archive_interval, sandbox.auto_delete_interval) == (30, 60, 120)
+
+code = sandbox.code_interpreter
+seen = []
+first = code.run_code("x = 6\nprint('out')", on_stdout=lambda message: seen.append(message.output))
+assert (first.stdout, "".join(seen), first.error) == ("out\n", "out\n", None), first
+assert code.run_code("print(x * 7)").stdout == "42\n", "the default context remembers"
+failed = code.run_code("1/0")
+assert failed.error.name == "ZeroDivisionError" and "1/0" in failed.error.traceback, failed
+context = code.create_context(cwd="/tmp")
+assert [one.id for one in code.list_contexts()] == [context.id]
+own = code.run_code("import os; print(os.getcwd(), os.environ['A'], 'x' in globals())", context=context, envs={"A": "b"})
+assert own.stdout == "/tmp b False\n", own
+try:
+    code.run_code("import time; time.sleep(60)", timeout=1)
+    raise AssertionError("it ran on")
+except DaytonaTimeoutError:
+    pass
+code.delete_context(context)
+
+sandbox.process.exec("echo kept > /root/file; (sleep 600 &)")
+sandbox.pause()
+assert sandbox.state == "paused", sandbox.state
+assert sandbox.process.exec("cat /root/file").result == "kept\n", "a request resumes it"
+sandbox.refresh_data()
+assert sandbox.state == "started", sandbox.state
+
+fork = sandbox.fork(name="fork")
+assert (fork.name, fork.state) == ("fork", "started") and fork.id != sandbox.id
+assert fork.process.exec("cat /root/file; pgrep -c sleep").result == "kept\n1\n", "memory and disk"
+fork.process.exec("echo other > /root/file")
+assert sandbox.process.exec("cat /root/file").result == "kept\n", "each has its own from now on"
+assert fork.process.exec("cat /etc/machine-id").result != sandbox.process.exec("cat /etc/machine-id").result
+daytona.delete(fork)
+
+sandbox.update_network_settings(network_block_all=True)
+assert sandbox.network_block_all
+sandbox.set_autostop_interval(15)
+sandbox.set_auto_pause_interval(0)
+sandbox.set_ttl(0)
+sandbox.set_public(True)
+sandbox.refresh_data()
+assert (sandbox.auto_stop_interval, sandbox.auto_pause_interval, sandbox.public) == (15, 0, True)
+
+sandbox.stop()
+sandbox.resize(Resources(disk=5))
+assert sandbox.disk == 5
+sandbox.archive()
+sandbox.refresh_data()
+assert sandbox.state == "archived", sandbox.state
+sandbox.start()
+assert sandbox.process.exec("cat /root/file").result == "kept\n", "out of the archive"
+daytona.delete(sandbox)
+blocked = daytona.create(CreateSandboxFromSnapshotParams(network_block_all=True))
+assert blocked.network_block_all
+daytona.delete(blocked)
+print("forked")
+"#;
+
 #[test]
 fn mesh_serves_the_stock_clients() -> anyhow::Result<()> {
     let clients =
@@ -57,6 +126,11 @@ fn mesh_serves_the_stock_clients() -> anyhow::Result<()> {
             Ok(())
         })?;
     }
+    step("interpreters, pause, fork, network, resize and archive with the newest client", || {
+        let said = clients[0].run(ENGINE, mesh.daytona_url(), mesh.key())?;
+        ensure!(said.trim() == "forked", "{said:?}");
+        Ok(())
+    })?;
     step("a key that is missing or wrong", || keys_are_asked_for(&mesh))?;
     step("every refusal has the wire's form", || refusals_have_their_form(&mesh))?;
     step("bodies have a limit", || bodies_have_a_limit(&mesh))?;
@@ -93,6 +167,7 @@ fn refusals_have_their_form(mesh: &Mesh) -> anyhow::Result<()> {
     let malformed = |body: &[u8]| Request::new("POST", "/api/sandbox").json(body);
     let sandbox = created(&ask(mesh, create(json!({"name": "refusals"})))?)?;
     let toolbox = |method: &str, path: &str| Request::new(method, &format!("/toolbox/{sandbox}{path}"));
+    let resize = |body: Value| Request::new("POST", &format!("/api/sandbox/{sandbox}/resize")).json(body.to_string());
     let gone = "fra0000000000000000";
     let cases: Vec<(&str, Request, &[u16])> = vec![
         ("malformed JSON", malformed(b"{\"name\":"), &[400]),
@@ -106,7 +181,15 @@ fn refusals_have_their_form(mesh: &Mesh) -> anyhow::Result<()> {
         ("no capacity", create(json!({"cpu": 16, "memory": 64, "disk": 500})), &[503]),
         ("a name that exists", create(json!({"name": "refusals"})), &[409]),
         ("an unknown snapshot", create(json!({"snapshot": "nosuch"})), &[400, 404]),
-        ("an allow list", create(json!({"networkAllowList": "10.0.0.0/8"})), &[501]),
+        ("an allow list that is none", create(json!({"networkAllowList": "10.0.0.300"})), &[400]),
+        ("a domain that is none", create(json!({"domainAllowList": "http://example.com"})), &[400]),
+        ("a negative interval", create(json!({"autoPauseInterval": -1})), &[400]),
+        ("a disk that shrinks", resize(json!({"disk": 1})), &[400]),
+        ("memory of a running one", resize(json!({"memory": 2})), &[409]),
+        ("an archive of a running one", Request::new("POST", &format!("/api/sandbox/{sandbox}/archive")), &[409]),
+        ("a parent of no fork", Request::new("GET", &format!("/api/sandbox/{sandbox}/parent")), &[404]),
+        ("an unknown context", toolbox("DELETE", "/process/interpreter/context/nosuch"), &[404]),
+        ("no WebSocket", toolbox("GET", "/process/interpreter/execute"), &[400]),
         ("an unknown sandbox", Request::new("GET", &format!("/api/sandbox/{gone}")), &[404]),
         ("an unknown name", Request::new("DELETE", "/api/sandbox/nosuch"), &[404]),
         ("an unknown sandbox's toolbox", Request::new("GET", &format!("/toolbox/{gone}/files?path=/")), &[404]),
