@@ -331,6 +331,7 @@ async fn answer(
             if !identity.rehearsal && take(&machine.faults.identities) {
                 return Ok(status(500));
             }
+            cut::point().await;
             let generation = identity.generation;
             *machine.identity.lock().expect("no test panics in here") = Some(identity);
             serde_json::to_value(IdentityAck { generation, took_us: 1 })

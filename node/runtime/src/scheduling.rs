@@ -35,7 +35,8 @@ impl Node {
         // What the runtime logs is shown when a test fails. Another test of this process may have set it.
         let filter = tracing_subscriber::EnvFilter::new("node_runtime=info");
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
-        let root = tempfile::tempdir().expect("a folder");
+        // In memory where that is possible: thousands of records are made durable, and no host is to crash here.
+        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
         let config = config(root.path());
         for (path, text) in
             [(&config.image.root, "root"), (&config.image.kernel, "kernel"), (&config.image.initramfs, "initramfs")]

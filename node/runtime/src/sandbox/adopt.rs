@@ -6,7 +6,7 @@ use fabric_types::{FailReason, Phase};
 use node_hypervisor::{Vm, VmError, VmState};
 
 use super::driver::{Live, assemble};
-use super::swap::swapped_files;
+use super::swap::SwapRecord;
 use super::{Handle, archive};
 use crate::context::Context;
 use crate::durable::{self, blocking};
@@ -61,7 +61,7 @@ async fn try_adopt(
 async fn adopt_swapped(context: &Arc<Context>, home: Home, mut record: SandboxRecord) -> Result<Handle, RuntimeError> {
     end(context, &mut record).await?;
     let at = home.clone();
-    if let Err(error) = blocking(move || swapped_files(&at)).await {
+    if let Err(error) = blocking(move || SwapRecord::read(&at)).await {
         tracing::warn!(sandbox_id = %record.spec.id, %error, "a paused sandbox's memory is lost; its disk is kept");
         return stopped(context, home, record).await;
     }
@@ -96,14 +96,13 @@ async fn adopt_living(context: &Arc<Context>, home: Home, mut record: SandboxRec
     durable::remove_beside(home.swap()).await;
     tracing::info!(sandbox_id = %id, phase = phase.as_str(), "sandbox adopted");
     let running = phase == Phase::Running;
-    // Running though its record says paused: it may not have been told yet who it is and what time it is.
-    let resumed = running && record.life == Life::Paused;
     record.life = if running { Life::Running } else { Life::Paused };
     let live = Live { vm: vm.clone(), link: None };
     let (handle, mut driver) = assemble(context, record, Some(home), phase, Some(live));
     if running {
         // A new session: the old one may have been in the middle of a message.
-        match driver.reconnect_after(vm.as_ref(), resumed).await {
+        driver.untold = true;
+        match driver.reconnect(vm.as_ref()).await {
             Ok(link) => driver.live = Some(Live { vm, link: Some(link) }),
             Err(error) => tracing::warn!(sandbox_id = %id, %error, "an adopted guest doesn't answer yet"),
         }

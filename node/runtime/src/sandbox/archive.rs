@@ -33,14 +33,15 @@ struct ArchiveMeta<'a> {
 
 impl ArchiveMeta<'_> {
     fn of(sandbox: &SandboxId) -> Result<serde_json::Value, RuntimeError> {
-        serde_json::to_value(ArchiveMeta { schema: SCHEMA, sandbox }).map_err(|error| failed("describe the disk", &error))
+        serde_json::to_value(ArchiveMeta { schema: SCHEMA, sandbox })
+            .map_err(|error| failed("describe the disk", &error))
     }
 }
 
 impl Driver {
     /// Moves the disk into the snapshot store. On an error the sandbox is stopped as it was.
     pub(super) async fn archive(&mut self) -> Result<(), RuntimeError> {
-        self.context.open()?;
+        self.context.admit()?;
         let begun = Instant::now();
         self.step(PhaseEvent::Archive);
         match self.store_disk().await {

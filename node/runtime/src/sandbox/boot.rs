@@ -53,6 +53,7 @@ impl Driver {
         let context = self.context.clone();
         let _turn = context.turn().await;
         context.open()?;
+        let _berth = context.room.enter(&context.config)?;
         self.grow_before_boot(&home).await?;
         let blank = self.blank_template().await?;
         let vm = self.boot_over(&home, blank).await?;

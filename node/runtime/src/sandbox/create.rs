@@ -192,16 +192,11 @@ impl Driver {
         }
     }
 
-    /// Lets a new machine run, gives it its identity and records that it lives.
-    pub(super) async fn come_alive(&mut self, vm: Arc<dyn Vm>) -> Result<(), RuntimeError> {
-        self.live = Some(Live { vm: vm.clone(), link: None });
-        vm.resume().await?;
-        let link = self.open(vm.as_ref()).await?;
-        self.live = Some(Live { vm, link: Some(link.clone()) });
-        let (identified, applied) = tokio::join!(self.identify(&link), self.apply_policy());
-        identified?;
-        applied?;
-        self.write(Life::Running).await
+    /// Lets a restored machine run and makes it this sandbox.
+    pub(super) async fn come_alive(&mut self, vm: Arc<dyn Vm>) -> Result<CreateBudget, RuntimeError> {
+        let mut budget = self.budget(CreateFrom::Clone);
+        self.awaken(vm, &mut budget).await?;
+        Ok(budget)
     }
 
     /// Takes back whatever was begun.

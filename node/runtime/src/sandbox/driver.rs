@@ -30,6 +30,8 @@ pub(super) struct Driver {
     pub(super) home: Option<Home>,
     pub(super) record: SandboxRecord,
     pub(super) live: Option<Live>,
+    /// Its guest runs, and this process hasn't told it yet who it is: an earlier one may not have come to it.
+    pub(super) untold: bool,
     /// When the memory of this sandbox goes to disk, if it is paused until then.
     pub(super) swap_at: Option<Instant>,
 }
@@ -90,7 +92,7 @@ pub(super) fn assemble(
     let archive = record.life.archive();
     let state = State { spec: Arc::new(record.spec.clone()), phase: phase.clone(), link, archive, refused: None };
     let (handle, seat) = handle(state, record.generation, record.begun_at, record.last_activity);
-    let mut driver = Driver { context: context.clone(), seat, phase, home, record, live, swap_at: None };
+    let mut driver = Driver { context: context.clone(), seat, phase, home, record, live, untold: false, swap_at: None };
     driver.plan_swap();
     (handle, driver)
 }

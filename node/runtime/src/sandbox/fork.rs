@@ -18,7 +18,6 @@ use node_hypervisor::{MemorySource, SnapshotFiles, SnapshotTaken, copy_sparse};
 use tokio::time::Instant;
 
 use super::driver::Driver;
-use super::swap::swapped_files;
 use super::verbs::micros;
 use crate::durable::{self, At, blocking};
 use crate::{RuntimeError, identity, machine};
@@ -41,7 +40,7 @@ pub(crate) struct Frozen {
 impl Driver {
     /// Stops the machine for a moment and keeps what it was; it goes on at once. A paused one stays paused.
     pub(super) async fn freeze(&mut self) -> Result<Frozen, RuntimeError> {
-        self.context.open()?;
+        self.context.admit()?;
         let dir = self.context.folders.fork(identity::chance()?);
         let made = dir.clone();
         blocking(move || durable::make_folder(&made)).await?;
@@ -59,8 +58,8 @@ impl Driver {
         let vm = match (&self.live, &self.home) {
             (Some(live), _) => live.vm.clone(),
             (None, Some(home)) if self.is_swapped() => {
-                let (home, into) = (home.clone(), dir.clone());
-                let files = blocking(move || link_files(&swapped_files(&home)?, &into)).await?;
+                let (files, into) = (self.swapped_files(&home.clone()).await?, dir.clone());
+                let files = blocking(move || link_files(&files, &into)).await?;
                 return Ok(Frozen { dir, files, template, shape, stop_us: 0 });
             }
             (None, _) => return Err(RuntimeError::Unknown(self.record.spec.id.clone())),
@@ -90,6 +89,7 @@ impl Driver {
         let context = self.context.clone();
         let _turn = context.turn().await;
         context.open()?;
+        let _berth = context.room.enter(&context.config)?;
         let waited_us = micros(begun);
         self.record.machine_id = identity::new_machine_id()?;
         let template = context.templates.by_name(&frozen.template, shape).await;
@@ -105,8 +105,8 @@ impl Driver {
         let memory = MemorySource::Restore { template: template.dir, snapshot };
         let vm = machine::make(context.driver.as_ref(), self.plan(&home, folder, memory)).await?;
         let made_us = micros(begun);
-        self.come_alive(vm).await?;
-        tracing::debug!(took_us = micros(begun), waited_us, settled_us, made_us, "child of a fork lives");
+        let budget = self.come_alive(vm).await?;
+        tracing::debug!(took_us = micros(begun), waited_us, settled_us, made_us, ?budget, "child of a fork lives");
         Ok(())
     }
 }

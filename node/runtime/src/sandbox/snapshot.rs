@@ -101,6 +101,7 @@ impl Driver {
         let context = self.context.clone();
         let _turn = context.turn().await;
         context.open()?;
+        let _berth = context.room.enter(&context.config)?;
         self.record.machine_id = identity::new_machine_id()?;
         let manifest = context.store.manifest(digest).await.map_err(|error| failed("read its manifest", &error))?;
         self.check_fit(digest, &manifest)?;

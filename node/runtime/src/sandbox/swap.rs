@@ -23,6 +23,7 @@ use super::driver::{Driver, Live};
 use super::verbs::micros;
 use crate::durable::{self, At, blocking};
 use crate::folder::{Home, Life};
+use crate::room::Room;
 use crate::{RuntimeError, clock, identity, machine};
 
 /// Newest schema of [`SwapRecord`] that this version reads, and the one that it writes.
@@ -35,17 +36,19 @@ const RUNS_MAX: usize = 128 * 1024;
 
 /// What lies in a swap folder; written last.
 #[derive(Serialize, Deserialize)]
-struct SwapRecord {
+pub(super) struct SwapRecord {
     schema: u32,
+    /// The image that its root file system is of: in its memory are pieces of that very one.
+    image: String,
     files: SnapshotFiles,
 }
 
-/// What a home's swap folder holds.
-pub(super) fn swapped_files(home: &Home) -> Result<SnapshotFiles, RuntimeError> {
-    let path = home.swap().join("swap.json");
-    match durable::read::<SwapRecord>(&path, SCHEMA)? {
-        Some(record) => Ok(SnapshotFiles { disk: home.disk(), ..record.files }),
-        None => Err(std::io::Error::from(std::io::ErrorKind::NotFound)).at("read", &path),
+impl SwapRecord {
+    /// What a home's swap folder holds.
+    pub(super) fn read(home: &Home) -> Result<Self, RuntimeError> {
+        let path = home.swap().join("swap.json");
+        let record = durable::read(&path, SCHEMA)?;
+        record.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound)).at("read", &path)
     }
 }
 
@@ -53,6 +56,21 @@ impl Driver {
     /// Whether its memory is on disk and it has no machine.
     pub(super) fn is_swapped(&self) -> bool {
         self.record.life == Life::Swapped && self.live.is_none()
+    }
+
+    /// The memory of one that is swapped out, if it can go on here.
+    pub(super) async fn swapped_files(&self, home: &Home) -> Result<SnapshotFiles, RuntimeError> {
+        let at = home.clone();
+        let record = blocking(move || SwapRecord::read(&at)).await?;
+        let here = &self.context.config.image_digest;
+        if record.image != *here {
+            let why = format!(
+                "its memory is of a guest of image {}, and this node has {here}; stop it: its disk starts here",
+                record.image
+            );
+            return Err(RuntimeError::Refused { id: self.record.spec.id.clone(), verb: "be resumed", why });
+        }
+        Ok(SnapshotFiles { disk: home.disk(), ..record.files })
     }
 
     /// Decides when a paused sandbox's memory goes to disk: counted from its last use, also across starts of the node.
@@ -100,12 +118,14 @@ impl Driver {
         let (Some(home), Some(vm)) = (self.home.clone(), self.live.as_ref().map(|live| live.vm.clone())) else {
             return Err(RuntimeError::Unknown(self.record.spec.id.clone()));
         };
+        Room::check_disk(&self.context.config)?;
         let into = home.swap();
         let made = into.clone();
         blocking(move || durable::remove_folder(&made).and_then(|()| durable::make_folder(&made))).await?;
         let SnapshotTaken { files, .. } = vm.snapshot(&into).await?;
         let bytes = files.runs.iter().map(|(_, length)| length).sum();
-        blocking(move || seal(&into, files)).await?;
+        let record = SwapRecord { schema: SCHEMA, image: self.context.config.image_digest.clone(), files };
+        blocking(move || seal(&into, &record)).await?;
         if let Err(error) = self.write(Life::Swapped).await {
             self.record.life = Life::Paused;
             return Err(error);
@@ -136,8 +156,8 @@ impl Driver {
         let context = self.context.clone();
         let _turn = context.turn().await;
         context.open()?;
-        let at = home.clone();
-        let snapshot = blocking(move || swapped_files(&at)).await?;
+        let _berth = context.room.enter(&context.config)?;
+        let snapshot = self.swapped_files(home).await?;
         let template = context.templates.by_name(&self.record.template, self.record.spec.shape).await;
         let template = template.ok_or_else(|| RuntimeError::Snapshot {
             what: "resume".to_owned(),
@@ -183,14 +203,15 @@ impl Driver {
     pub(super) async fn place_machine(&mut self, home: &Home) -> Result<node_hypervisor::VmFolder, RuntimeError> {
         let folder = home.machine(self.context.folders.run(identity::chance()?));
         self.record.machine = Some(folder.clone());
-        self.record.port = self.context.network.plug().await?;
-        self.context.network.apply(self.record.port.as_ref(), &self.record.spec.network).await?;
+        self.plug().await?;
+        self.apply_policy().await?;
         Ok(folder)
     }
 }
 
 /// Makes a swap's files durable and writes their record; the disk's copy goes, since the disk itself stands still.
-fn seal(into: &Path, files: SnapshotFiles) -> Result<(), RuntimeError> {
+fn seal(into: &Path, record: &SwapRecord) -> Result<(), RuntimeError> {
+    let files = &record.files;
     durable::remove_file(&files.disk)?;
     if files.runs.len() > RUNS_MAX {
         let why = format!("{} runs of changed pages are more than {RUNS_MAX}", files.runs.len());
@@ -199,5 +220,5 @@ fn seal(into: &Path, files: SnapshotFiles) -> Result<(), RuntimeError> {
     for path in [&files.device_state, &files.pages] {
         File::open(path).and_then(|file| file.sync_all()).at("sync", path)?;
     }
-    durable::write(&into.join("swap.json"), &SwapRecord { schema: SCHEMA, files })
+    durable::write(&into.join("swap.json"), record)
 }

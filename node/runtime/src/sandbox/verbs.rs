@@ -219,18 +219,14 @@ impl Driver {
         Ok(link)
     }
 
-    /// Opens a session and makes sure that the guest is who its record says: a node that was killed in the middle of
-    /// a create may have left it without its identity.
-    pub(super) async fn reconnect(&self, vm: &dyn Vm) -> Result<Link, RuntimeError> {
-        self.reconnect_after(vm, false).await
-    }
-
-    /// The same, where the guest is to be told anew in any case.
-    pub(super) async fn reconnect_after(&self, vm: &dyn Vm, resumed: bool) -> Result<Link, RuntimeError> {
+    /// Opens a session and makes sure that the guest is who its record says, and knows what time it is: a node that was
+    /// killed in the middle of a create, a fork or a resume may have left it without.
+    pub(super) async fn reconnect(&mut self, vm: &dyn Vm) -> Result<Link, RuntimeError> {
         let link = self.open(vm).await?;
         let health = rehearsal::health(self.record.spec.id.as_str(), &link).await?;
-        if resumed || health.generation < self.record.generation.0 {
+        if self.untold || health.generation < self.record.generation.0 {
             self.identify(&link).await?;
+            self.untold = false;
         }
         Ok(link)
     }

@@ -1,5 +1,7 @@
 //! Fork, swap, archive, resize and changes, over the driver double.
 
+use std::os::unix::fs::FileExt;
+
 use fabric_types::{SandboxSpec, Source};
 
 use super::*;
@@ -237,7 +239,7 @@ async fn an_archived_sandbox_has_no_disk_here_and_starts_from_the_store() {
     let error = act(&runtime, 1, Verb::Archive).await.expect_err("it runs");
     assert!(error.to_string().contains("is running: it can't be archived"), "{error}");
     act(&runtime, 1, Verb::Stop { force: true }).await.expect("stopped");
-    let disk = std::fs::read(home.disk()).expect("a disk");
+    let disk = mark(&home.disk());
     let stopped_at = runtime.observed().borrow()[&spec(1).id].last_activity;
     assert_eq!(act(&runtime, 1, Verb::Archive).await.expect("archived"), Phase::Archived);
     assert_eq!(act(&runtime, 1, Verb::Archive).await.expect("it is"), Phase::Archived);
@@ -252,7 +254,7 @@ async fn an_archived_sandbox_has_no_disk_here_and_starts_from_the_store() {
     in_phase(&runtime, 1, "archived").await;
     assert_eq!(runtime.archives().len(), 1);
     assert_eq!(act(&runtime, 1, Verb::Start).await.expect("started"), Phase::Running);
-    assert!(std::fs::read(home.disk()).expect("a disk") == disk, "the disk is what it was");
+    assert!(pieces(&home.disk()) == disk, "the disk is what it was");
     assert!(runtime.archives().is_empty() && node.store.manifests().await.expect("listed").is_empty());
 
     act(&runtime, 1, Verb::Stop { force: true }).await.expect("stopped");
@@ -289,6 +291,29 @@ async fn an_archive_that_fails_leaves_a_stopped_sandbox() {
     in_phase(&runtime, 1, "stopped").await;
     std::fs::rename(&aside, &disk).expect("put back");
     act(&runtime, 1, Verb::Archive).await.expect("archived");
+}
+
+/// Where a test looks at a disk: where the file system begins, far behind it, and at the end.
+const OFFSETS: [u64; 3] = [0, GIB, 3 * GIB - 4096];
+
+/// Writes something where nothing is, and gives what is looked at.
+fn mark(disk: &Path) -> Vec<Vec<u8>> {
+    let file = std::fs::OpenOptions::new().write(true).open(disk).expect("a disk");
+    for offset in &OFFSETS[1..] {
+        file.write_all_at(b"marked", *offset).expect("written");
+    }
+    pieces(disk)
+}
+
+fn pieces(disk: &Path) -> Vec<Vec<u8>> {
+    let file = std::fs::File::open(disk).expect("a disk");
+    assert_eq!(file.metadata().expect("there").len(), 3 * GIB);
+    let read = |offset: &u64| {
+        let mut piece = vec![0; 4096];
+        file.read_exact_at(&mut piece, *offset).expect("read");
+        piece
+    };
+    OFFSETS.iter().map(read).collect()
 }
 
 pub(super) fn files(dir: &Path) -> Vec<String> {
