@@ -21,7 +21,7 @@ use crate::launch::{adoptable, check_files};
 use crate::seal::findings;
 use crate::sys::landlock_version;
 use crate::template::{self, TemplateManifest};
-use crate::{Hypervisor, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
+use crate::{Hypervisor, MemorySource, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `--version` may take on a host that is busy.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
@@ -135,11 +135,7 @@ impl CloudHypervisorDriver {
             }
             MemorySource::Restore { template, snapshot } => {
                 let manifest = self.check_template(template, spec)?;
-                check_runs(&snapshot.runs, manifest.memory_bytes).map_err(|source| VmError::File {
-                    action: "restore the pages of",
-                    path: snapshot.pages.clone(),
-                    source,
-                })
+                check_pages(snapshot, &manifest)
             }
         }
     }
@@ -192,6 +188,15 @@ impl Hypervisor for CloudHypervisorDriver {
         machine.forget_kernel().await?;
         Ok(Box::new(machine))
     }
+}
+
+/// Refuses a snapshot whose pages don't lie in the template's memory.
+pub(super) fn check_pages(snapshot: &SnapshotFiles, template: &TemplateManifest) -> Result<(), VmError> {
+    check_runs(&snapshot.runs, template.memory_bytes).map_err(|source| VmError::File {
+        action: "restore the pages of",
+        path: snapshot.pages.clone(),
+        source,
+    })
 }
 
 async fn ask_version(program: &Path) -> Result<String, VmError> {

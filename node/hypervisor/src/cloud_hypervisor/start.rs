@@ -27,18 +27,19 @@ use super::config::{
     Common, Optional, boot_config, card_config, channel_folder, channel_socket, kernel_link, loaded_config,
     monitor_folder,
 };
-use super::driver::CloudHypervisorConfig;
+use super::driver::{CloudHypervisorConfig, check_pages};
 use super::machine::CloudHypervisorMachine;
 use super::saved::{SavedState, config_file, empty_folder, make_folders, memory_ranges, remove_folders, state_file};
 use super::{CloneMemory, card, memory};
+use crate::disk::copy_sparse;
 use crate::durable::remove_file;
 use crate::keeper::{
     Creator, Here, Keeper, KeeperConfig, ListenerConfig, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
 };
 use crate::launch::{clear_after, explained};
 use crate::seal::SealRequest;
-use crate::template::{memory_file, state_file as template_state};
-use crate::{MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
+use crate::template::{TemplateManifest, memory_file, state_file as template_state};
+use crate::{MemorySource, NetworkDevice, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// The device that memory on demand is served by (Linux 6.1).
 const USERFAULTFD: &str = "/dev/userfaultfd";
@@ -101,7 +102,7 @@ impl Started {
         spec: VmSpec,
         ahead: bool,
     ) -> Result<Self, VmError> {
-        let plan = plan(folder, common, &spec).await?;
+        let plan = plan(folder, common, &spec, None).await?;
         let keeper_config = KeeperConfig {
             schema: SCHEMA,
             driver: HypervisorKind::CloudHypervisor,
@@ -146,14 +147,54 @@ impl Started {
         }
     }
 
+    /// What was started for a clone becomes the restore of a snapshot over the same template.
+    async fn restore(mut self, snapshot: SnapshotFiles) -> Result<CloudHypervisorMachine, VmError> {
+        match self.turn_to(snapshot).await {
+            Ok(()) => self.load().await,
+            Err(error) => {
+                self.discard().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Checks the snapshot and puts its device state and disk in the place of the template's.
+    async fn turn_to(&mut self, snapshot: SnapshotFiles) -> Result<(), VmError> {
+        let refused = |why: String| VmError::Unsupported { verb: "restore a spare", why };
+        let MemorySource::Clone { template } = &self.spec.memory else {
+            return Err(refused("only a clone's spare has a template to restore over".to_owned()));
+        };
+        if self.common.clone_memory != CloneMemory::Mapped {
+            return Err(refused("its monitor has been given a clone's memory".to_owned()));
+        }
+        check_pages(&snapshot, &TemplateManifest::read(template)?)?;
+        let (from, to) = (snapshot.disk.clone(), self.spec.disk.clone());
+        self.spec.memory = MemorySource::Restore { template: template.clone(), snapshot };
+        // The monitor opens it when it loads.
+        let copied = spawn_blocking(move || copy_sparse(&from, &to)).await;
+        let panicked = |error: tokio::task::JoinError| VmError::File {
+            action: "copy",
+            path: self.spec.disk.clone(),
+            source: error.into(),
+        };
+        copied.map_err(panicked)??;
+        let Plan::Load { folder, card, late } = &mut self.plan else {
+            return Err(refused("its monitor waits for a boot".to_owned()));
+        };
+        let (folder, tap) = (folder.clone(), card.take().or(late.take()));
+        self.plan = plan(&folder, &self.common, &self.spec, tap).await?;
+        Ok(())
+    }
+
     async fn discard(self) {
         drop(self.creator);
         clear_after(&self.spec.folder, Some(self.here)).await;
     }
 }
 
-/// Prepares all that a monitor is told or reads; what can be missing is noticed here, before anything runs.
-async fn plan(folder: &Path, common: &Common, spec: &VmSpec) -> Result<Plan, VmError> {
+/// Prepares all that a monitor is told or reads; what can be missing is noticed here, before anything runs. `tap` is one
+/// that is open already.
+async fn plan(folder: &Path, common: &Common, spec: &VmSpec, tap: Option<OwnedFd>) -> Result<Plan, VmError> {
     let saved = match &spec.memory {
         MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => {
             let card = card::open(&spec.network).await?;
@@ -163,8 +204,10 @@ async fn plan(folder: &Path, common: &Common, spec: &VmSpec) -> Result<Plan, VmE
         MemorySource::Restore { snapshot, .. } => SavedState::read(&snapshot.device_state)?,
     };
     let has_card = Optional::of(&saved.config).card;
-    let tap =
-        if has_card || spec.network != crate::NetworkDevice::None { card::open(&spec.network).await? } else { None };
+    let tap = match tap {
+        None if has_card || spec.network != NetworkDevice::None => card::open(&spec.network).await?,
+        tap => tap,
+    };
     if has_card && tap.is_none() {
         let why = "the saved machine has a network card, and this node may not make a tap for it".to_owned();
         return Err(VmError::Unsupported { verb: "clone", why });
@@ -304,6 +347,12 @@ impl Spare for CloudHypervisorSpare {
         let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
         let started = self.started.take().ok_or_else(gone)?;
         Ok(Box::new(started.load().await?))
+    }
+
+    async fn restore(mut self: Box<Self>, snapshot: SnapshotFiles) -> Result<Box<dyn Vm>, VmError> {
+        let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
+        let started = self.started.take().ok_or_else(gone)?;
+        Ok(Box::new(started.restore(snapshot).await?))
     }
 
     async fn discard(mut self: Box<Self>) {

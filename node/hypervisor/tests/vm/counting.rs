@@ -59,7 +59,7 @@ async fn drivers(folder: &Path) -> Vec<Present> {
     found
 }
 
-fn counted(spec: &VmSpec) -> Vec<u32> {
+pub(crate) fn counted(spec: &VmSpec) -> Vec<u32> {
     counts(&String::from_utf8_lossy(&fs::read(spec.folder.console_log()).unwrap_or_default()))
 }
 
@@ -84,7 +84,12 @@ pub(crate) fn goes_on(first: u32, after: u32, what: &str) {
 }
 
 pub(crate) async fn save_template(driver: &dyn Hypervisor, place: &Place) -> u32 {
-    let mut spec = VmSpec { shape: shape(), ..place.booting() };
+    save_template_of(driver, place, shape()).await
+}
+
+/// Boots a guest of this shape and saves it; answers what it last counted.
+pub(crate) async fn save_template_of(driver: &dyn Hypervisor, place: &Place, shape: Shape) -> u32 {
+    let mut spec = VmSpec { shape, ..place.booting() };
     spec.memory = MemorySource::BootTemplate { template: place.template() };
     let vm = driver.create(spec.clone()).await.expect("created");
     vm.resume().await.expect("it runs");
@@ -175,6 +180,20 @@ async fn vm_counting_guest_keeps_memory_and_registers_on_every_driver() {
             vm.shutdown().await.expect("it ends");
             assert_eq!(files_in(&spec.folder.dir), ["disk"], "{name}");
         }
+        let spec = clone_spec(&place);
+        let spare = present.driver.spare(spec.clone()).await.expect("started ahead");
+        match spare.restore(taken.files.clone()).await {
+            Ok(vm) => {
+                vm.resume().await.expect("it runs");
+                goes_on(counts_on(&spec, 2).await.0, paused_at, name);
+                vm.shutdown().await.expect("it ends");
+            }
+            Err(VmError::Unsupported { why, .. }) => {
+                assert!(name.ends_with("OnDemand") || name.ends_with("Copy"), "{name}: {why}");
+            }
+            Err(error) => panic!("{name}: a spare isn't restored: {error}"),
+        }
+        assert_eq!(files_in(&spec.folder.dir), ["disk"], "{name}");
         // The clones never noticed.
         first.resume().await.expect("it goes on");
         for vm in [first, second] {

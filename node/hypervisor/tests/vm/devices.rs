@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use node_hypervisor::{
     CloneMemory, CloudHypervisorConfig, CloudHypervisorDriver, Hypervisor, MachineLimits, MemorySource, NetworkDevice,
     VmError, VmSpec, VmState,
@@ -98,6 +100,55 @@ async fn vm_cloud_hypervisor_card_is_plugged_in_by_descriptor() {
     let error = driver.create(spec.clone()).await.err().expect("there is no such tap").to_string();
     assert!(error.starts_with("can't attach to the tap tap9: "), "{error}");
     assert_eq!(processes_naming(&place), [0; 0]);
+}
+
+#[tokio::test]
+async fn vm_cloud_hypervisor_card_is_plugged_into_clones_of_a_template_without_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let what = "cloud_hypervisor, late network card";
+    if !Uid::effective().is_root() {
+        return skip(what, "only root hides a device");
+    }
+    // A node that may make no tap: for this thread and those that it starts from now on, the device isn't there.
+    let none: Option<&str> = None;
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("kept apart");
+    mount(none, "/dev/net", Some("tmpfs"), MsFlags::empty(), none).expect("hidden");
+    let Some(config) = config(what, folder.path()).await else { return };
+    let driver = with(&config).await;
+    let place = Place::new(freestanding::image(&folder.path().join("image"), Then::Count));
+    let last = save_template(&driver, &place).await;
+    let spec = clone_spec(&place);
+    let vm = driver.create(spec.clone()).await.expect("cloned");
+    assert!(info(&spec).await["net"].is_null(), "a card without a tap");
+    vm.shutdown().await.expect("it ends");
+    umount("/dev/net").expect("shown again");
+
+    let lab = match lab() {
+        Ok(lab) => lab,
+        Err(why) => return skip(what, &why),
+    };
+    let tap = NetworkDevice::Tap { name: "tap0".into(), netns: Some(lab.path()) };
+    let spec = VmSpec { network: tap, ..clone_spec(&place) };
+    let vm = driver.create(spec.clone()).await.expect("cloned");
+    vm.resume().await.expect("it runs");
+    goes_on(counts_on(&spec, 2).await.0, last, "a clone with a late card");
+    until("the tap's carrier", SEEN_LIMIT, || is_plugged(&lab)).await;
+    let at = stopped(vm.as_ref()).await;
+    let taken = snapshot(vm.as_ref(), &place.path("s"), "with a late card").await;
+    vm.shutdown().await.expect("it ends");
+    // The restored machine has the card; without a network it leads nowhere.
+    let spec = restore_spec(&place, &taken);
+    let vm = driver.create(spec.clone()).await.expect("restored");
+    vm.resume().await.expect("it runs");
+    goes_on(counts_on(&spec, 1).await.0, at, "a restore with a late card");
+    assert_eq!(info(&spec).await["net"][0]["id"], "net");
+    assert!(!is_plugged(&lab));
+    vm.shutdown().await.expect("it ends");
+    // A node that may make no tap says so.
+    mount(none, "/dev/net", Some("tmpfs"), MsFlags::empty(), none).expect("hidden");
+    let error = driver.create(restore_spec(&place, &taken)).await.err().expect("refused").to_string();
+    assert!(error.contains("may not make a tap"), "{error}");
 }
 
 fn nothing_is_left_of(spec: &VmSpec) {

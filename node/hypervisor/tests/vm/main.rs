@@ -14,6 +14,7 @@
 //! freestanding        a guest of a few dozen bytes, for hosts whose KVM runs no stock kernel
 //! cloud_hypervisor    that driver, with that guest
 //! devices             that driver's card, disks, limits and balloon; what its keeper's death leaves
+//! footprint           what its clones cost
 //! counting            that guest on every driver: what is saved and loaded again keeps memory and registers
 //! shim                help for a KVM without nested state
 //! ```
@@ -24,6 +25,7 @@ mod card;
 mod cloud_hypervisor;
 mod counting;
 mod devices;
+mod footprint;
 mod fork;
 mod freestanding;
 mod guest;
