@@ -82,7 +82,7 @@ fn only_what_has_memory_is_forked_and_only_what_is_stopped_archived() {
     let refused = apply(&mut state, desired(Desired::Archived)).expect_err("it runs");
     assert_eq!(
         refused.to_string(),
-        format!("sandbox {} is meant to be running, and must be stopped for this", sandbox(0))
+        format!("sandbox {} is meant to be running; for this it must be stopped first", sandbox(0))
     );
     apply(&mut state, desired(Desired::Paused)).expect("paused");
     apply(&mut state, fork([1])).expect("its memory is there");

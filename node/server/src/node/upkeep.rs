@@ -228,6 +228,10 @@ async fn carry_out(service: &Service, AutoAction { id, generation, verb }: &Auto
         }
         AutoVerb::Delete => (region::Command::Delete { id: id.clone(), generation: Some(generation) }, Verb::Delete),
     };
+    if matches!(verb, Verb::Stop { .. } | Verb::Pause) && service.in_use(&id) {
+        // Silent for long, but somebody waits for its answer: it stays due until that has come.
+        return;
+    }
     tracing::info!(sandbox_id = %id, ?verb, "due by its interval");
     if let Err(error) = service.placement.propose(command, PROPOSE_LIMIT).await {
         tracing::info!(sandbox_id = %id, %error, "an interval's action is not committed; it stays due");
@@ -244,7 +248,8 @@ async fn carry_out(service: &Service, AutoAction { id, generation, verb }: &Auto
 }
 
 fn still_due(service: &Service, id: &SandboxId) -> bool {
-    service.runtime.due().borrow().iter().any(|action| action.id == *id && action.verb == AutoVerb::Pause)
+    let is_due = service.runtime.due().borrow().iter().any(|action| action.id == *id && action.verb == AutoVerb::Pause);
+    is_due && !service.in_use(id)
 }
 
 /// Removes from the local store what the catalog no longer knows; chunks follow after their grace period. A manifest

@@ -1,6 +1,7 @@
 //! What failed underneath, as the one error that crosses processes: a code, and the sentence as it was.
 
 use fabric_api::{ApiError, ErrorCode};
+use fabric_types::Phase;
 use node_hypervisor::VmError;
 use node_network::NetworkFault;
 use node_runtime::{GuestError, RuntimeError};
@@ -33,6 +34,19 @@ pub(crate) fn runtime(error: RuntimeError) -> ApiError {
         tracing::error!(%error, "the runtime failed");
     }
     ApiError::new(code, error.to_string())
+}
+
+/// A guest that can't be reached: of one that only has to be started, that is said.
+pub(crate) fn unreached(error: RuntimeError) -> ApiError {
+    let asleep = matches!(
+        &error,
+        RuntimeError::Phase { phase: Phase::Stopping | Phase::Stopped | Phase::Archiving | Phase::Archived, .. }
+    );
+    let mut told = runtime(error);
+    if asleep {
+        told.message.push_str("; start it first");
+    }
+    told
 }
 
 /// A request that a guest did not answer.

@@ -4,6 +4,7 @@
 //! create      choose a node, commit the placement beside the clone's resume, undo what didn't come together
 //! change      start, stop, pause, resume, archive, delete, labels, intervals, network, shape: commit, then the owner acts
 //! fork        children of a running sandbox, placed and started side by side, all or none
+//! under_way   requests to guests that are under way: what runs silently is in use
 //! wake        a request to a paused sandbox resumes it first
 //! query       one sandbox, all of a region, with what their owners see
 //! snapshot    take, list, delete, pull what a restore needs
@@ -20,6 +21,7 @@ mod keys;
 mod pass;
 mod query;
 mod snapshot;
+mod under_way;
 mod wake;
 
 use std::collections::BTreeMap;
@@ -60,6 +62,7 @@ pub(crate) struct Service {
     in_progress: Mutex<BTreeMap<NodeId, u32>>,
     /// Sandboxes that a request is resuming.
     waking: wake::Waking,
+    under_way: under_way::UnderWay,
 }
 
 /// The parts of a [`Service`].
@@ -88,12 +91,18 @@ impl Service {
             view: parts.view,
             in_progress: Mutex::new(BTreeMap::new()),
             waking: wake::Waking::default(),
+            under_way: under_way::UnderWay::default(),
         })
     }
 
     /// The region's ledger as this node has it.
     pub(crate) fn ledger(&self) -> Arc<region::State> {
         self.placement.state().borrow().clone()
+    }
+
+    /// Whether a request to a sandbox of this node is under way.
+    pub(crate) fn in_use(&self, id: &SandboxId) -> bool {
+        self.under_way.any(id)
     }
 
     /// The catalog as this node has it.
@@ -184,9 +193,15 @@ impl LocalNode for Port {
     ) -> Result<http::Response<RelayBody>, ApiError> {
         use http_body_util::BodyExt as _;
 
+        let counted = self.0.under_way.begin(id);
         self.0.wake(id, generation).await?;
-        let client = self.0.runtime.guest(id, generation).await.map_err(errors::runtime)?;
+        let client = self.0.runtime.guest(id, generation).await.map_err(errors::unreached)?;
         let response = client.send(request).await.map_err(|error| errors::guest(&error))?;
-        Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        // Counted until the answer's last byte: the closure goes with the body.
+        let holding = move |frame| {
+            let _under_way = &counted;
+            frame
+        };
+        Ok(response.map(|body| body.map_err(Into::into).map_frame(holding).boxed_unsync()))
     }
 }

@@ -73,7 +73,7 @@ pub enum Refusal {
         asked: u64,
     },
     /// The sandbox is meant to be elsewhere in its life than the decision needs.
-    #[error("sandbox {id} is meant to be {}, and must be {needs} for this", word(*desired))]
+    #[error("sandbox {id} is meant to be {}; for this it must be {needs} first", word(*desired))]
     WrongIntent {
         /// The sandbox.
         id: SandboxId,
