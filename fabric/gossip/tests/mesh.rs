@@ -64,6 +64,7 @@ fn report(fabric: &Arc<dyn Fabric>, sandboxes: u32, pools: u32) -> NodeReport {
             reason: "asked for".into(),
             guest_address_randomization: false,
             network: GuestNetwork::None,
+            seal: fabric_types::Seal::default(),
         },
         hypervisor,
         version: "0.1.0".into(),

@@ -7,6 +7,7 @@
 //! code         programs for interpreters
 //! life         pause, resume, fork
 //! refill       how the pool fills again, and what neighbours feel
+//! neighbours   a sandbox beside one that misbehaves
 //! density      memory of idle clones
 //! snapshots    stop, and restore in the next region
 //! plan         which of them, in which mesh, in which order
@@ -22,6 +23,7 @@ mod container;
 mod create;
 mod density;
 mod life;
+mod neighbours;
 mod place;
 mod plan;
 mod refill;

@@ -9,7 +9,7 @@ use crate::create::AT_ONCE;
 use crate::place::Place;
 use crate::report::Report;
 use crate::statistics::{Fact, Row};
-use crate::{Arguments, code, compare, create, density, life, refill, snapshots};
+use crate::{Arguments, code, compare, create, density, life, neighbours, refill, snapshots};
 
 /// A group of measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -24,6 +24,8 @@ pub(crate) enum Section {
     Code,
     /// Pause, resume, fork
     Life,
+    /// A sandbox beside one that misbehaves
+    Neighbours,
     /// Memory of idle clones
     Density,
     /// Snapshots and restores in the next region
@@ -80,6 +82,15 @@ pub(crate) fn carry_out(arguments: &Arguments) -> anyhow::Result<Report> {
         results.facts.extend(refilled.ratio.map(|ratio| ratio.0));
         place.stop()?;
     }
+    if wants(Section::Neighbours) {
+        say("neighbours of what misbehaves");
+        let place = Place::alone(2, &[])?;
+        results.conditions_of(&place, 2)?;
+        let (rows, facts) = neighbours::beside_abuse(&place)?;
+        results.rows.extend(rows);
+        results.facts.extend(facts);
+        place.stop()?;
+    }
     if wants(Section::Density) {
         say("density");
         let place = Place::alone(0, &[])?;
@@ -122,6 +133,10 @@ fn one_at_a_time(
         for row in life::pause_and_resume(warm, arguments.samples)? {
             results.add(row, Some(10.0), None, None);
         }
+        say("forks");
+        let [stop, answer] = life::fork(warm, arguments.rounds)?.try_into().map_err(|_| anyhow::anyhow!("two rows"))?;
+        results.add(stop, Some(100.0), None, None);
+        results.add(answer, Some(400.0), None, None);
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ const BACK: Duration = Duration::from_secs(60);
 const TRIES: Duration = Duration::from_secs(60);
 /// After the last delete, until all is taken away and the pool is full.
 const REST: Duration = Duration::from_secs(120);
-const REGION: &str = "fra";
+pub(super) const REGION: &str = "fra";
 
 /// How long, and how hard.
 #[derive(Debug, Clone, Copy)]
@@ -191,7 +191,8 @@ fn kill_keeper_of(mesh: &Mesh, sandbox: &Sandbox) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn keeper_of(mesh: &Mesh, sandbox: &Sandbox) -> anyhow::Result<Process> {
+/// The keeper of a sandbox's machine.
+pub(super) fn keeper_of(mesh: &Mesh, sandbox: &Sandbox) -> anyhow::Result<Process> {
     let names = mesh.node_names()?;
     let name = names.first().context("a mesh has a node")?;
     for room in ["sandboxes", "pool"] {
@@ -211,7 +212,7 @@ fn keeper_of(mesh: &Mesh, sandbox: &Sandbox) -> anyhow::Result<Process> {
 }
 
 /// Waits until no sandbox but those given is listed, and every pool is full.
-pub(crate) fn at_rest(mesh: &Mesh, client: &Client) -> anyhow::Result<()> {
+pub(super) fn at_rest(mesh: &Mesh, client: &Client) -> anyhow::Result<()> {
     eventually("the mesh is at rest", REST, || {
         let seen = mesh.wait(client.mesh())?;
         let lacking = seen.nodes.iter().flat_map(|node| &node.pools).find(|pool| pool.warm != pool.target);

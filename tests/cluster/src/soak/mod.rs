@@ -7,7 +7,9 @@
 //! ```
 
 mod churn;
+mod dance;
 mod level;
 
 pub use churn::{Churn, ChurnOptions};
+pub use dance::{Dance, DanceOptions};
 pub use level::Level;
