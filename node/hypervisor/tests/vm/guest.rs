@@ -38,6 +38,15 @@ impl Guest {
 
     /// Opens the channel and gives the guest an identity.
     pub(crate) async fn identify(vm: &dyn Vm, generation: u64) -> Self {
+        Self::introduce(vm, generation, false).await
+    }
+
+    /// Opens the channel and gives the guest a passing identity, as a template has one: what it parked, its clones keep.
+    pub(crate) async fn rehearse(vm: &dyn Vm, generation: u64) -> Self {
+        Self::introduce(vm, generation, true).await
+    }
+
+    async fn introduce(vm: &dyn Vm, generation: u64, rehearsal: bool) -> Self {
         let mut guest = Self::reach(vm, generation).await;
         let identity = Identity {
             sandbox_id: vm.spec().label.clone(),
@@ -51,7 +60,7 @@ impl Guest {
             network: None,
             limits: guest_proto::surface::GuestLimits::default(),
             env: BTreeMap::new(),
-            rehearsal: false,
+            rehearsal,
         };
         let ack: IdentityAck = guest.post("/v1/identity", &identity).await;
         assert_eq!(ack.generation, generation);
