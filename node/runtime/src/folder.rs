@@ -435,6 +435,18 @@ mod tests {
     }
 
     #[test]
+    fn records_from_before_ports_and_shapes_still_read() {
+        let clone = r#"{"schema":1,"machine":{"dir":"/n/pool/c1/vm","run":"/r/m1"},"template":"t","ready":true}"#;
+        let clone: CloneRecord = serde_json::from_str(clone).expect("read");
+        assert_eq!((clone.port, clone.shape, clone.ready), (None, Shape::DEFAULT, true));
+        let mut sandbox = serde_json::to_value(record(1, Life::Running)).expect("written");
+        assert!(sandbox.get("port").is_none(), "one without a port keeps its bytes");
+        sandbox["machine"] = serde_json::json!({ "dir": "/n/sandboxes/x/vm", "run": "/r/m1" });
+        let sandbox: SandboxRecord = serde_json::from_value(sandbox).expect("read");
+        assert!(sandbox.machine.is_some() && sandbox.port.is_none());
+    }
+
+    #[test]
     fn a_record_keeps_its_bytes() {
         let text = serde_json::to_string(&record(1, Life::Failed { reason: FailReason::Storage("x".to_owned()) }))
             .expect("written");

@@ -17,6 +17,7 @@ use fabric_types::{
 use guest_proto::surface::{CodeRunRequest, ExecReply, ExecRequest, GuestLimits, PROTOCOL};
 use http_body_util::{BodyExt, Full};
 use node_hypervisor::{ImagePaths, KeeperProgram, QemuConfig, QemuDriver};
+use node_network::Networks;
 use node_runtime::{MachineDefaults, PoolLimits, RunRequest, Runtime, RuntimeConfig};
 use node_snapshot::SnapshotStore;
 use serde::Serialize;
@@ -98,8 +99,17 @@ impl Place {
     }
 
     pub(crate) async fn start_from(&self, config: RuntimeConfig, store: Arc<SnapshotStore>) -> Runtime {
+        self.start_networked(config, store, None).await
+    }
+
+    pub(crate) async fn start_networked(
+        &self,
+        config: RuntimeConfig,
+        store: Arc<SnapshotStore>,
+        networks: Option<Networks>,
+    ) -> Runtime {
         let driver = QemuDriver::new(QemuConfig::new(keeper(), Accelerator::Tcg)).await.expect("a driver");
-        Runtime::start(config, Arc::new(driver), store, None).await.expect("started")
+        Runtime::start(config, Arc::new(driver), store, networks).await.expect("started")
     }
 
     /// A node whose pool is full.
@@ -138,7 +148,10 @@ pub(crate) async fn full(runtime: &Runtime, target: u32) {
 }
 
 pub(crate) fn id(number: u8) -> SandboxId {
-    SandboxId::new(&"fra".parse::<RegionCode>().expect("a region"), [number; 16])
+    // A letter stands for a byte modulo 36: the first one tells larger numbers apart.
+    let mut chance = [number % 36; 16];
+    chance[0] = number / 36;
+    SandboxId::new(&"fra".parse::<RegionCode>().expect("a region"), chance)
 }
 
 pub(crate) fn request(number: u8) -> RunRequest {
@@ -198,7 +211,7 @@ pub(crate) fn ms(start: Instant) -> f64 {
 }
 
 /// Says that a test can't run here, and leaves the reason where the whole run's summary is made.
-fn skip(what: &str, why: &str) {
+pub(crate) fn skip(what: &str, why: &str) {
     let line = format!("SKIPPED: {what}: {why}");
     writeln!(std::io::stdout(), "{line}").expect("standard output takes a line");
     if let Some(path) = std::env::var_os("ATOLL_SKIPS") {
