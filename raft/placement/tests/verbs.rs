@@ -133,6 +133,8 @@ fn a_quota_is_named_when_it_is_reached() {
     apply(&mut state, Command::SetQuota { organization: own, quota: two }).expect("set");
     apply(&mut state, place(1, 1, 1)).expect("the second");
     let refused = apply(&mut state, place(2, 1, 1)).expect_err("the third");
+    assert_eq!(state.within_quota(&OrganizationId("org-0".into()), Shape::DEFAULT), Err(refused.clone()));
+    assert_eq!(state.within_quota(&OrganizationId("org-1".into()), Shape::DEFAULT), Ok(()));
     assert_eq!(
         refused.to_string(),
         "organization 'org-0' may have 2 sandboxes in this region: it has 2, and 1 more are asked for; delete or \

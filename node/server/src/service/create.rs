@@ -8,6 +8,7 @@ use fabric_api::node::{Action, NewSandbox, NodeAnswer, NodeCall, NodeReply, Node
 use fabric_api::{ApiError, ErrorCode};
 use fabric_types::{Desired, Fit, Generation, NodeId, SandboxId, SandboxSpec, Shape, Source};
 use node_runtime::RunRequest;
+use raft_consensus::ProposeError;
 use raft_placement::catalog::{ReplicaState, Snapshot};
 use raft_placement::region::{Command, Record, Refusal};
 use raft_placement::{Candidate, Need, choose};
@@ -95,6 +96,10 @@ impl Service {
             return Err(name_taken(&name, &holder.spec.id));
         }
         let shape = shape(new, snapshot.as_ref())?;
+        // The commit counts; this spares a loop of refused creates the clones that it would wake and end.
+        if let Err(refusal) = self.ledger().within_quota(&new.organization, shape) {
+            return Err(errors::placement(&ProposeError::Refused(refusal)));
+        }
         let (source, inherited) = match (&snapshot, &new.origin) {
             (Some(snapshot), _) => (Source::Snapshot { manifest: snapshot.manifest }, Some(snapshot)),
             (None, Origin::Named(key)) => {

@@ -1,6 +1,6 @@
 //! Whether there is room: on a node, and in an organization's quota.
 
-use fabric_types::{Capacity, NodeId, OrganizationId};
+use fabric_types::{Capacity, NodeId, OrganizationId, Shape};
 
 use super::apply::node;
 use super::{Refusal, State};
@@ -26,6 +26,16 @@ pub(super) fn check_node(
     }
     let free = node.free().plus(own);
     if needed.fits(free) { Ok(()) } else { Err(Refusal::NoRoom { node: id.clone(), needed, free }) }
+}
+
+impl State {
+    /// Whether an organization may have one more sandbox of this shape: what a placement checks again.
+    ///
+    /// # Errors
+    /// [`Refusal::QuotaReached`] with the part that is short.
+    pub fn within_quota(&self, organization: &OrganizationId, shape: Shape) -> Result<(), Refusal> {
+        check_quota(self, organization, 1, Capacity::of(shape))
+    }
 }
 
 /// Whether an organization may have so many more sandboxes and this much more reserved.
