@@ -19,6 +19,8 @@ pub(crate) const SANDBOXES_MAX: usize = 200;
 /// Deleted sandboxes that are remembered, so that an older intent doesn't bring one back: as many as are deleted in the
 /// time that intents take to follow, with room.
 const BURIED_MAX: usize = 4096;
+/// A sandbox that was used so short a time ago is thought to be used on, ms.
+const BUSY_MS: u64 = 5_000;
 /// How long a `run` that failed is left alone by reconciliation, ms: whoever asked for it withdraws it meanwhile.
 const FAILED_RUN_WAIT_MS: u64 = 5_000;
 
@@ -79,6 +81,14 @@ impl Board {
     /// Manifests in the snapshot store that archived sandboxes of this node stand on.
     pub(crate) fn archives(&self) -> BTreeSet<Digest> {
         self.lock().handles.values().filter_map(Handle::archive).collect()
+    }
+
+    /// Whether a running sandbox was used a moment ago: what is made ahead gives way to it.
+    pub(crate) fn is_busy(&self, now: UnixMillis) -> bool {
+        self.all().iter().any(|handle| {
+            let used = || now.0.saturating_sub(handle.last_activity(now).0) <= BUSY_MS;
+            handle.look().1 == Phase::Running && used()
+        })
     }
 
     /// Enters a sandbox that isn't here, with the driver that `make` starts.
@@ -237,6 +247,19 @@ mod tests {
         assert!(matches!(enter(&board, 7, 1), Ok(Entry::Known(_))), "one that is here is found all the same");
         board.leave(&board.all()[0].id.clone());
         assert!(matches!(enter(&board, 200, 1), Ok(Entry::New(_))));
+    }
+
+    #[test]
+    fn a_node_is_busy_while_a_running_sandbox_was_used_a_moment_ago() {
+        let board = Board::new();
+        for (number, phase) in [(1, Phase::Running), (2, Phase::Paused)] {
+            let spec = spec(number);
+            let (id, used) = (spec.id.clone(), UnixMillis(u64::from(number) * 10_000));
+            let state = State { spec: Arc::new(spec), phase, link: None, archive: None, refused: None };
+            board.enter(&id, Generation(1), || handle(state, Generation(1), used, used).0).expect("entered");
+        }
+        assert!(board.is_busy(UnixMillis(10_000 + BUSY_MS)));
+        assert!(!board.is_busy(UnixMillis(20_000)), "the paused one needs no processor");
     }
 
     #[test]

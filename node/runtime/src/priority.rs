@@ -1,4 +1,5 @@
-//! Machines that are being made ahead give way to those that serve: less of the processors, until they stand ready.
+//! Machines that are being made ahead give way to those that serve: while sandboxes are in use they have less of the
+//! processors, until they stand ready.
 //!
 //! Niceness of one thread counts only within its scheduling group, and a keeper with its monitor is a group of its own:
 //! a cgroup where the node makes one for each machine (cpu.weight, cpu.shares), else the session's autogroup (sched(7)).

@@ -16,7 +16,7 @@ use crate::guest::{Link, OPEN_MAX};
 use crate::machine::{self, Plan};
 use crate::priority::Lowered;
 use crate::template::Template;
-use crate::{RuntimeError, identity, rehearsal};
+use crate::{RuntimeError, clock, identity, rehearsal};
 
 /// A home in the pool whose record is on disk, with the port that the record names.
 struct Base {
@@ -113,8 +113,8 @@ async fn exercise(
     let vm = machine::make_clone(context.driver.as_ref(), template, plan).await?;
     let made_ms = begun.elapsed().as_millis();
     let lowered = match vm.counters().await {
-        Ok(counters) => Lowered::of(counters.keeper_pid),
-        Err(_) => None,
+        Ok(counters) if context.board.is_busy(clock::now()) => Lowered::of(counters.keeper_pid),
+        Ok(_) | Err(_) => None,
     };
     vm.resume().await?;
     let link = open(&label, vm.as_ref()).await?;
