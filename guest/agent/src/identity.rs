@@ -155,6 +155,14 @@ impl Parsed {
     }
 }
 
+/// Any identity: one that passes names a host and nothing else, and a network that works.
+pub(crate) fn hostile(identity: Identity) {
+    let Ok(Parsed { identity, entropy, .. }) = Parsed::check(identity) else { return };
+    let name = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'));
+    assert!(name(&identity.hostname) && name(&identity.machine_id), "a name passed that is none");
+    assert!((ENTROPY_BYTES_MIN..=ENTROPY_BYTES_MAX).contains(&entropy.len()), "a wrong amount of entropy passed");
+}
+
 /// Six hexadecimal bytes between colons, of a single host (the lowest bit of the first is clear).
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
@@ -263,7 +271,8 @@ pub(crate) mod tests {
     #[test]
     fn entropy_comes_first_and_its_failure_leaves_nobody() {
         let (cell, machine) = (IdentityCell::default(), Recorder::default());
-        cell.apply(&machine, &|| {}, Identity { mac: Some("02:00:00:00:00:0a".to_owned()), ..identity("a", 1) }).unwrap();
+        cell.apply(&machine, &|| {}, Identity { mac: Some("02:00:00:00:00:0a".to_owned()), ..identity("a", 1) })
+            .unwrap();
         let calls = machine.calls.lock().unwrap().clone();
         let names: Vec<&str> = calls.iter().map(|call| call.split(' ').next().unwrap()).collect();
         assert_eq!(names, ["reseed", "clock", "names", "limits", "network"]);

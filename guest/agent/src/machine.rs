@@ -106,7 +106,7 @@ impl Machine for Guest {
         let disk = self.disk.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let mut device = File::open(DISK_DEVICE)?;
         let device_bytes = device.seek(SeekFrom::End(0))?;
-        let block_bytes = u64::try_from(fstatvfs(disk)?.block_size()).map_err(|_| io::ErrorKind::InvalidData)?;
+        let block_bytes = fstatvfs(disk)?.block_size();
         if file_system_blocks(&mut device)? < device_bytes / block_bytes {
             sys::resize_ext4(disk, device_bytes / block_bytes)?;
         }

@@ -98,6 +98,30 @@ pub(crate) fn set_open_files(pid: i32, limit: u64) -> io::Result<()> {
     check(unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) }).map(drop)
 }
 
+/// Most pages of one [`rewrite_pages`] (IOV_MAX, limits.h).
+pub(crate) const PAGES_AT_ONCE: usize = 1024;
+
+/// Writes the first byte of each page of a process with what it is (process_vm_readv(2), process_vm_writev(2)).
+pub(crate) fn rewrite_pages(pid: i32, pages: &[u64]) -> io::Result<()> {
+    let mut bytes = vec![0u8; pages.len()];
+    let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let remote: Vec<libc::iovec> =
+        pages.iter().map(|&page| libc::iovec { iov_base: page as *mut c_void, iov_len: 1 }).collect();
+    let count = remote.len().min(PAGES_AT_ONCE) as libc::c_ulong;
+    // SAFETY: nix's form gives no slices of another process either. The kernel writes and reads at most the local buffer's
+    // length there; the remote addresses are the other process's, in which it checks each and touches no memory of ours.
+    let read = unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), count, 0) };
+    if usize::try_from(read).ok() != Some(pages.len()) {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    let written = unsafe { libc::process_vm_writev(pid, &raw const local, 1, remote.as_ptr(), count, 0) };
+    if usize::try_from(written).ok() != Some(pages.len()) {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Sets how nice all threads of a process group are (setpriority(2)).
 pub(crate) fn set_group_niceness(group: i32, niceness: i32) -> io::Result<()> {
     // SAFETY: nix has no setpriority. The call has no pointers.
@@ -258,7 +282,6 @@ pub(crate) fn accept(listener: RawFd) -> io::Result<OwnedFd> {
         Ok(OwnedFd::from_raw_fd(fd))
     }
 }
-
 
 /// A program to start.
 #[derive(Debug)]

@@ -29,8 +29,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Number of this contract, in [`Health`] and in a template's manifest.
-pub const PROTOCOL: u32 = 1;
+/// Number of this contract, in [`Health`] and in a template's manifest. 2 added contexts, TypeScript, growing disks, and an
+/// identity's network and limits.
+pub const PROTOCOL: u32 = 2;
 /// The request header with the caller's generation of the sandbox, decimal.
 pub const GENERATION_HEADER: &str = "x-atoll-generation";
 /// Most bytes of standard output, and again of standard error, that one command's answer carries; the rest is read,

@@ -7,10 +7,10 @@
 //! A caller that goes away (a host that was replaced, a snapshot that was restored elsewhere) doesn't end a command:
 //! its output is dropped and its timeout still holds.
 
+use std::ffi::CString;
 use std::fs;
 use std::future::pending;
 use std::io::{self, PipeWriter};
-use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

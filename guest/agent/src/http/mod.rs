@@ -15,4 +15,5 @@ mod serve;
 mod tests;
 
 pub(crate) use answer::Agent;
+pub(crate) use route::hostile;
 pub(crate) use serve::serve;

@@ -126,6 +126,21 @@ pub(super) fn generation(headers: &HeaderMap) -> Answer<u64> {
         .ok_or_else(|| bad_request(format!("{GENERATION_HEADER} is no number")))
 }
 
+/// Any bytes as a method, a path with its query, and a header, each on a line of its own.
+pub(crate) fn hostile(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.lines();
+    let mut line = || lines.next().unwrap_or("");
+    let (Ok(method), Ok(uri)) = (line().parse::<Method>(), line().parse::<Uri>()) else { return };
+    // Whatever it is, it is a request or a refusal.
+    let _ = Route::parse(&method, &uri);
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = line().parse() {
+        headers.insert(GENERATION_HEADER, value);
+    }
+    let _ = generation(&headers);
+}
+
 struct Query {
     path: Option<String>,
     mode: Option<u32>,
@@ -223,7 +238,11 @@ mod tests {
             (Method::POST, "/v1/code-run".to_owned(), Route::CodeRun),
             (Method::POST, "/v1/interpreter/contexts".to_owned(), Route::NewContext),
             (Method::GET, "/v1/interpreter/contexts".to_owned(), Route::Contexts),
-            (Method::DELETE, "/v1/interpreter/contexts/a%2Fb".to_owned(), Route::DeleteContext { id: "a/b".to_owned() }),
+            (
+                Method::DELETE,
+                "/v1/interpreter/contexts/a%2Fb".to_owned(),
+                Route::DeleteContext { id: "a/b".to_owned() },
+            ),
             (Method::POST, "/v1/interpreter/contexts/a/interrupt".to_owned(), Route::Interrupt { id: "a".to_owned() }),
             (Method::POST, "/v1/interpreter/execute".to_owned(), Route::Execute),
             (Method::GET, "/v1/files".to_owned(), Route::List { path: "~".to_owned() }),

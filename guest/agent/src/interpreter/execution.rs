@@ -136,8 +136,7 @@ impl Process {
             }
             busy.store(true, Ordering::Relaxed);
             self.count += 1;
-            let mut outlet =
-                Outlet { events: &execution.events, stdout: Text::default(), stderr: Text::default() };
+            let mut outlet = Outlet { events: &execution.events, stdout: Text::default(), stderr: Text::default() };
             let request = Request { code: &execution.code, env: &execution.env };
             let outcome = self.run(&request, execution.limit, execution.deadline, &mut outlet).await;
             let truncated = outlet.stdout.truncated || outlet.stderr.truncated;

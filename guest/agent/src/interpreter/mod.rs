@@ -152,8 +152,9 @@ impl Contexts {
 
     async fn start(&self, means: &Means<'_>, id: String, age: u64, cwd: Option<String>) -> Answer<Context> {
         let full = |entries: usize| {
-            (entries >= CONTEXTS_MAX)
-                .then(|| refuse(AgentErrorCode::Busy, format!("there are {CONTEXTS_MAX} contexts already; delete some")))
+            (entries >= CONTEXTS_MAX).then(|| {
+                refuse(AgentErrorCode::Busy, format!("there are {CONTEXTS_MAX} contexts already; delete some"))
+            })
         };
         if let Some(refusal) = full(self.lock().len()) {
             return Err(refusal);
@@ -174,7 +175,9 @@ impl Contexts {
         {
             let mut entries = self.lock();
             let refusal = full(entries.len()).or_else(|| {
-                entries.contains_key(&id).then(|| refuse(AgentErrorCode::Conflict, format!("the context {id} is there")))
+                entries
+                    .contains_key(&id)
+                    .then(|| refuse(AgentErrorCode::Conflict, format!("the context {id} is there")))
             });
             if let Some(refusal) = refusal {
                 drop(entries);

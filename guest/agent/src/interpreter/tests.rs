@@ -79,8 +79,14 @@ async fn what_one_execution_defines_the_next_one_sees() {
     assert_eq!(lab.told("import os\nx = 20\nprint(os.environ['FROM'])").await, completed("identity\n"));
     assert_eq!(lab.told("def f(): return x + 1\nprint('é', end=''); f()").await, completed("é[21]"));
     assert_eq!(lab.told("None").await, completed(""));
-    assert_eq!(lab.told("class C: pass\nimport pickle; pickle.loads(pickle.dumps(C())).__class__").await.0, "[<class '__main__.C'>]");
-    assert_eq!(lab.told("import subprocess; subprocess.run('echo child', shell=True).returncode").await, completed("child\n[0]"));
+    assert_eq!(
+        lab.told("class C: pass\nimport pickle; pickle.loads(pickle.dumps(C())).__class__").await.0,
+        "[<class '__main__.C'>]"
+    );
+    assert_eq!(
+        lab.told("import subprocess; subprocess.run('echo child', shell=True).returncode").await,
+        completed("child\n[0]")
+    );
     let env = BTreeMap::from([("ONCE".to_owned(), "1".to_owned())]);
     let events = all(lab.begin(InterpreterRequest { env, ..text("os.environ['ONCE']") }).await).await;
     assert!(matches!(&events[1], InterpreterEvent::End { execution_count: 6, .. }), "{events:?}");

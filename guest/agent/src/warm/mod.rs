@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! park      what is told to a parked interpreter: where, with which arguments, in which environment
+//! pages     what a forked one will write to is its own before it is used
 //! python    a fork server; its children wait just before they open their program
 //! node      processes that wait just before they read their program
 //! zygote.py, node.js   the interpreters' side
@@ -13,6 +14,7 @@
 //! interpreter reads while it starts, none parked, one that died) a fresh one is started as for any command.
 
 mod node;
+mod pages;
 mod park;
 mod python;
 
@@ -20,6 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -73,7 +76,8 @@ impl Place {
     /// A place with the environment that every command starts with, in folders that are made.
     pub(crate) fn new(home: PathBuf, scratch: PathBuf, scripts: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&scratch)?;
-        let environment = merged(&BTreeMap::new(), BTreeMap::new(), &home).map_err(|error| io::Error::other(error.message))?;
+        let environment =
+            merged(&BTreeMap::new(), BTreeMap::new(), &home).map_err(|error| io::Error::other(error.message))?;
         Ok(Self { scripts, scratch, home, environment })
     }
 
@@ -120,11 +124,19 @@ struct Shelf {
     refill: Notify,
     /// Whether the first ones are there, or will never be.
     full: watch::Sender<bool>,
+    /// Counts renewals: what was begun under an earlier number isn't parked.
+    era: AtomicU64,
 }
 
 impl Shelf {
     fn new(wanted: usize) -> Self {
-        Self { parked: Mutex::default(), wanted, refill: Notify::new(), full: watch::Sender::new(wanted == 0) }
+        Self {
+            parked: Mutex::default(),
+            wanted,
+            refill: Notify::new(),
+            full: watch::Sender::new(wanted == 0),
+            era: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Parked>> {
@@ -182,6 +194,7 @@ impl Warm {
     /// an hour further, which holds for what was parked before the first identity (see `Machine::set_clock`). Of python
     /// nothing is seeded before its program runs.
     pub(crate) fn renew(&self) {
+        self.0.node.era.fetch_add(1, Ordering::Relaxed);
         let old: Vec<Parked> = self.0.node.lock().drain(..).collect();
         old.into_iter().for_each(Parked::end);
         self.refill(Kind::Node);
@@ -214,11 +227,13 @@ impl Warm {
                 self.shelf(kind).refill.notified().await;
                 continue;
             }
+            let era = self.shelf(kind).era.load(Ordering::Relaxed);
             let started = match tokio::time::timeout(PARK_MAX, starter.start()).await {
                 Ok(started) => started,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             };
             match started {
+                Ok(parked) if era != self.shelf(kind).era.load(Ordering::Relaxed) => parked.end(),
                 Ok(parked) => {
                     failed = 0;
                     self.put(kind, parked);

@@ -6,8 +6,16 @@
 //   agent -> fd 3   8 digits, the length of what follows; fields, each ended by a zero byte:
 //                   merge, cwd, main (unused), count of arguments, the arguments, then NAME=value
 //
-// A worker thread requires what its process was told to: there is nothing to do there.
-if (require('worker_threads').isMainThread) {
+// A worker thread requires what its process was told to as well: nothing is left of that there either.
+const forget = () => {
+  process.execArgv.splice(0, 2);
+  process._preload_modules.splice(0);
+  delete require.cache[__filename];
+};
+
+if (!require('worker_threads').isMainThread) {
+  forget();
+} else {
   const fs = require('fs');
   const v8 = require('v8');
   const vm = require('vm');
@@ -68,7 +76,5 @@ if (require('worker_threads').isMainThread) {
   become(readExactly(3, size).toString('utf8').split('\0'));
   fs.closeSync(3);
   reseed();
-  process.execArgv.splice(0);
-  process._preload_modules.splice(0);
-  delete require.cache[__filename];
+  forget();
 }

@@ -134,9 +134,8 @@ mod tests {
     #[test]
     fn variables_that_are_read_at_the_start_need_a_fresh_interpreter() {
         let start = command(&[("LANG", "C.UTF-8"), ("HOME", "/root")]).environment;
-        let with = |kind, name: &str| {
-            parks(kind, &start, &command(&[("LANG", "C.UTF-8"), ("HOME", "/root"), (name, "1")]))
-        };
+        let with =
+            |kind, name: &str| parks(kind, &start, &command(&[("LANG", "C.UTF-8"), ("HOME", "/root"), (name, "1")]));
         for kind in [Kind::Python, Kind::Node] {
             assert!(with(kind, "A") && with(kind, "PATH"));
             assert!(!with(kind, "TZ") && !with(kind, "LD_PRELOAD") && !with(kind, "LC_ALL"));

@@ -12,8 +12,8 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe::Receiver;
 
-use super::park::{number, nothing};
-use super::{Parked, Place};
+use super::park::{nothing, number};
+use super::{Parked, Place, pages};
 use crate::exec::{PYTHON, Reaper, program_file, strings};
 use crate::limits::Bounds;
 use crate::sys::{self, Launch};
@@ -30,6 +30,9 @@ struct Zygote {
     /// Its outputs, which nobody writes to: a child's are made like them.
     _outputs: (PipeReader, PipeReader),
     slots: u64,
+    pid: i32,
+    /// The pages of its memory that its children will write to; found once it has forked.
+    pages: Option<Vec<u64>>,
 }
 
 /// Has the zygote fork children, and starts another zygote when it is gone.
@@ -70,7 +73,7 @@ impl Zygote {
         let path = format!("{}:{}", place.scripts.display(), place.home.display());
         environment.insert("PYTHONPATH".to_owned(), path);
         let main = program_file(&place.scratch, 0);
-        sys::launch(&Launch {
+        let pid = sys::launch(&Launch {
             program: CString::new(PYTHON)?,
             arguments: vec![CString::new(PYTHON)?, CString::new(main.as_os_str().as_encoded_bytes())?],
             environment: strings(&environment)?,
@@ -87,7 +90,7 @@ impl Zygote {
             expendable: false,
         })?;
         let reports = BufReader::new(Receiver::from_owned_fd(OwnedFd::from(reports))?).lines();
-        Ok(Self { orders, reports, _outputs: (stdout, stderr), slots: 0 })
+        Ok(Self { orders, reports, _outputs: (stdout, stderr), slots: 0, pid, pages: None })
     }
 
     async fn park(&mut self, reaper: &Reaper) -> io::Result<Parked> {
@@ -102,11 +105,14 @@ impl Zygote {
         let numbers: Option<(u64, i32)> =
             line.split_once(' ').and_then(|(slot, pid)| Some((slot.parse().ok()?, pid.parse().ok()?)));
         match numbers {
-                Some((of, pid)) if of == slot && pid > 1 => {
-                    let pid = Pid::from_raw(pid);
-                    let ended = reaper.register(pid);
-                    Ok(Parked { pid, ended, control, stdin: None, stdout, stderr })
-                }
+            Some((of, pid)) if of == slot && pid > 1 => {
+                let ended = reaper.register(Pid::from_raw(pid));
+                // What fails is only that its program starts slower.
+                let pages = self.pages.get_or_insert_with(|| pages::of(self.pid).unwrap_or_default());
+                let _ = pages::own(pid, pages);
+                let pid = Pid::from_raw(pid);
+                Ok(Parked { pid, ended, control, stdin: None, stdout, stderr })
+            }
             _ => Err(io::ErrorKind::InvalidData.into()),
         }
     }

@@ -36,24 +36,17 @@ def park():
     def utf32(text):
         return b"".join([ord(letter).to_bytes(4, "little") for letter in text])
 
-    def regions():
-        """Start, end and name of each part of memory that is this process's own to write."""
+    def find_names():
+        """Where the interpreter keeps its program's name in its memory: each child is given another one."""
         fd = open_read("/proc/self/maps")
         lines = read_all(fd, 1 << 20).split(b"\n")
         posix.close(fd)
-        for line in lines:
-            fields = line.split()
-            if len(fields) > 4 and fields[1] == b"rw-p":
-                start, end = [int(part, 16) for part in fields[0].split(b"-")]
-                yield start, end, fields[5] if len(fields) > 5 else b""
-
-    def find_names():
-        """Where the interpreter keeps its program's name in its memory: each child is given another one."""
         fd = open_read("/proc/self/mem")
         needle, found = utf32(marker) + bytes(4), set()
-        for start, end, name in regions():
-            if name != b"[heap]":
+        for line in lines:
+            if not line.endswith(b"[heap]"):
                 continue
+            start, end = [int(part, 16) for part in line.split()[0].split(b"-")]
             for piece in range(start, end, 32768):
                 data = posix.pread(fd, 32768 + len(needle), piece)
                 at = data.find(needle)
@@ -63,16 +56,6 @@ def park():
                     at = data.find(needle, at + 4)
         posix.close(fd)
         return sorted(found)
-
-    def find_pages():
-        """The pages that a child will write to, sooner or later: those of the interpreter's own data."""
-        fd, found = open_read("/proc/self/pagemap"), []
-        for start, end, name in regions():
-            if name in (b"", b"[heap]") or name.startswith(b"/usr/bin/python3"):
-                table = posix.pread(fd, (end - start) // 512, start // 512)
-                found += [start + at * 512 for at in range(0, len(table), 8) if table[at + 7] & 0x80]
-        posix.close(fd)
-        return found
 
     def stamp(path):
         try:
@@ -88,13 +71,9 @@ def park():
     names = find_names()
 
     def exercise():
-        """What each child does before it is used: a small program, and a copy of each page that it will write to."""
+        """What each child does before it is used: a small program goes the way that its own will go."""
         space = {"__name__": "exercise", "__builtins__": __builtins__}
         exec(compile("class C:\n    def f(self, x):\n        return f'{x}'\nC().f(1)\n", "exercise", "exec"), space)
-        fd = posix.open("/proc/self/mem", posix.O_RDWR | posix.O_CLOEXEC)
-        for page in pages:
-            posix.pwrite(fd, posix.pread(fd, 1, page), page)
-        posix.close(fd)
 
     def child(slot, ctl, out, err):
         posix.setpgid(0, 0)
@@ -149,10 +128,14 @@ def park():
         sys.path.remove(warm)
         sys.path_importer_cache.pop(warm, None)
 
-    # What lives now outlives each child: no collection has to look at it.
+    # What lives now outlives each child: no collection has to look at it. But for the main module's names, which go with
+    # their program: a dictionary is looked at again once something is put into it.
+    main = sys.modules["__main__"].__dict__
+    content = dict(main)
+    main.clear()
     gc.collect()
     gc.freeze()
-    pages = find_pages()
+    main.update(content)
     del sys.modules["gc"]
     rest = b""
     while True:

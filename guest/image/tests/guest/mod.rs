@@ -20,6 +20,7 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
@@ -43,10 +44,39 @@ impl Guest {
     /// Starts a guest with a fresh disk.
     pub(crate) fn start(image: &ImageDir) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        File::create(path("disk")).unwrap().set_len(1 << 30).unwrap();
-        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(path("disk")).status().unwrap();
+        let disk = folder.path().join("disk");
+        File::create(&disk).unwrap().set_len(1 << 30).unwrap();
+        // The file system begins with half of its device.
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&disk).arg("512M").status().unwrap();
         assert!(made.success());
+        Self::run(image, folder, &[])
+    }
+
+    /// Starts another machine from what this one has saved, with a copy of its disk.
+    pub(crate) fn another(&self, image: &ImageDir, saved: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(self.folder.path().join("disk"), folder.path().join("disk")).unwrap();
+        Self::run(image, folder, &["-incoming".to_owned(), format!("exec:cat {}", saved.display())])
+    }
+
+    /// Saves this machine's memory and devices; it is stopped then.
+    pub(crate) async fn save(&self, to: &Path) {
+        let mut monitor = UnixStream::connect(self.folder.path().join("monitor")).await.unwrap();
+        monitor.write_all(format!("migrate \"exec:cat > {}\"\ninfo migrate\n", to.display()).as_bytes()).await.unwrap();
+        let mut told = Vec::new();
+        let completed = async {
+            while !String::from_utf8_lossy(&told).contains("Migration status: completed") {
+                let mut bytes = [0; 4096];
+                let read = monitor.read(&mut bytes).await.unwrap();
+                assert!(read > 0);
+                told.extend_from_slice(&bytes[..read]);
+            }
+        };
+        assert!(tokio::time::timeout(BOOT, completed).await.is_ok(), "{}", String::from_utf8_lossy(&told));
+    }
+
+    fn run(image: &ImageDir, folder: tempfile::TempDir, more: &[String]) -> Self {
+        let path = |name: &str| folder.path().join(name);
         let drive = |name: &str, file: &Path, options: &str| {
             format!("file={},if=none,id={name},format=raw,file.locking=off,{options}", file.display())
         };
@@ -69,8 +99,12 @@ impl Guest {
             .arg(format!("file:{}", path("console").display()))
             .arg("-chardev")
             .arg(format!("socket,path={},server=on,wait=off,id=channel", path("channel").display()))
+            .args(["-netdev", "hubport,hubid=0,id=net", "-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01"])
+            .arg("-monitor")
+            .arg(format!("unix:{},server=on,wait=off", path("monitor").display()))
             .args(["-device", "virtio-serial-pci"])
             .args(["-device", &format!("virtserialport,chardev=channel,name={PORT_NAME}")])
+            .args(more)
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

@@ -8,7 +8,10 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
     ("a rejection", "Promise.reject(new TypeError('late'))"),
     ("a syntax error", "console.log('never');\nlet x = ;\n"),
     ("an exit code", "process.exitCode = 4; console.log('on')"),
-    ("an exit in the middle", "process.on('exit', (code) => console.log('exit', code)); setTimeout(() => {}, 60000); process.exit(7)"),
+    (
+        "an exit in the middle",
+        "process.on('exit', (code) => console.log('exit', code)); setTimeout(() => {}, 60000); process.exit(7)",
+    ),
     ("a signal", "process.kill(process.pid, 'SIGTERM'); setTimeout(() => {}, 60000)"),
     ("abort", "process.abort()"),
     (
@@ -30,7 +33,10 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
     ("import", "import('./neighbour.js').then((m) => console.log(m.default.VALUE, import.meta))"),
     ("a dynamic import", "import('fs').then((m) => console.log(typeof m.readFileSync))"),
     ("much output", "for (let i = 0; i < 20000; i++) console.log(i, 'x'.repeat(50))"),
-    ("both outputs", "console.log('out'); console.error('err'); process.stdout.write('é€😀\\n'); process.stderr.write('end')"),
+    (
+        "both outputs",
+        "console.log('out'); console.error('err'); process.stdout.write('é€😀\\n'); process.stderr.write('end')",
+    ),
     (
         "a child",
         "const c = require('child_process'); console.log(c.execSync('echo $VARIABLE; pwd; ls /proc/self/fd | wc -l').toString(), c.spawnSync('sh', ['-c', 'exit 3']).status); c.spawnSync('sh', ['-c', 'echo inherited; echo too >&2'], { stdio: 'inherit' })",
@@ -39,9 +45,21 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
         "a worker",
         "const { Worker } = require('worker_threads'); new Worker('console.log(process.argv.length, process.execArgv, typeof require)', { eval: true }).on('exit', (code) => console.log('exit', code))",
     ),
-    ("a forked node", "require('fs').writeFileSync('/tmp/forked.js', 'process.send(process.execArgv)'); require('child_process').fork('/tmp/forked.js').on('message', (m) => console.log(m))"),
-    ("timers and order", "setTimeout(() => console.log(4)); setImmediate(() => console.log(5)); process.nextTick(() => console.log(2)); Promise.resolve().then(() => console.log(3)); console.log(1)"),
-    ("this and strictness", "x = 1; console.log(typeof x, (function () { return this === globalThis; })(), typeof await_)"),
-    ("an uncaught handler", "process.on('uncaughtException', (e, origin) => console.log('caught', e.message, origin)); null.x"),
+    (
+        "a forked node",
+        "require('fs').writeFileSync('/tmp/forked.js', 'process.send(process.execArgv)'); require('child_process').fork('/tmp/forked.js').on('message', (m) => console.log(m))",
+    ),
+    (
+        "timers and order",
+        "setTimeout(() => console.log(4)); setImmediate(() => console.log(5)); process.nextTick(() => console.log(2)); Promise.resolve().then(() => console.log(3)); console.log(1)",
+    ),
+    (
+        "this and strictness",
+        "x = 1; console.log(typeof x, (function () { return this === globalThis; })(), typeof await_)",
+    ),
+    (
+        "an uncaught handler",
+        "process.on('uncaughtException', (e, origin) => console.log('caught', e.message, origin)); null.x",
+    ),
     ("a deep recursion", "function f() { return f() + 1; }\ntry { f() } catch (e) { console.log(e.name, e.message) }"),
 ];

@@ -1,0 +1,8 @@
+//! `targets::answers` under the fuzzer.
+#![no_main]
+#![allow(dead_code, reason = "each program runs one target of the shared file")]
+
+#[path = "../targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::answers(data));
