@@ -127,7 +127,8 @@ impl Driver {
         let record = SwapRecord { schema: SCHEMA, image: self.context.config.image_digest.clone(), files };
         blocking(move || seal(&into, &record)).await?;
         if let Err(error) = self.write(Life::Swapped).await {
-            self.record.life = Life::Paused;
+            // It may stand there all the same, and the files are about to go.
+            self.note(Life::Paused).await;
             return Err(error);
         }
         Ok(bytes)
