@@ -39,6 +39,9 @@ const PYTHON_PARKED: usize = 2;
 const NODE_PARKED: usize = 2;
 /// How long an interpreter may take to park: under emulation, on a busy host, node takes seconds.
 const PARK_MAX: Duration = Duration::from_secs(60);
+/// How long a rehearsal waits for all to be parked: less than the 15 s that the host gives its identity. What isn't there by
+/// then is parked later.
+const ALL_PARKED_MAX: Duration = Duration::from_secs(12);
 /// Between two attempts at one that doesn't start.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Attempts in a row before it is left: what is missing or broken stays so, and programs are started afresh then.
@@ -200,12 +203,15 @@ impl Warm {
         self.refill(Kind::Node);
     }
 
-    /// Waits until all are parked for the first time, or can't be.
+    /// Waits until all are parked for the first time, or can't be, or it takes too long.
     pub(crate) async fn parked(&self) {
-        for shelf in [&self.0.python, &self.0.node] {
-            // The sender is ours and lives.
-            let _ = shelf.full.subscribe().wait_for(|full| *full).await;
-        }
+        let all = async {
+            for shelf in [&self.0.python, &self.0.node] {
+                // The sender is ours and lives.
+                let _ = shelf.full.subscribe().wait_for(|full| *full).await;
+            }
+        };
+        let _ = tokio::time::timeout(ALL_PARKED_MAX, all).await;
     }
 
     fn shelf(&self, kind: Kind) -> &Shelf {
