@@ -164,6 +164,7 @@ pub(crate) async fn start(config: NetworkConfig) -> Result<Started, NetworkFault
             Ok(mut owner) => {
                 let _ = made.send(Ok(()));
                 owner.run(&mut queue).await;
+                filter::stop_ahead();
             }
             Err(fault) => {
                 let _ = made.send(Err(fault));
@@ -278,6 +279,7 @@ impl Owner {
             epoch: 0,
         };
         owner.find_ports().await?;
+        filter::start_ahead();
         owner.refill();
         Ok(owner)
     }

@@ -69,14 +69,23 @@ impl Guest {
         (&self.tap).write_all(frame).expect("the tap takes a frame");
     }
 
-    /// A connection that has echoed once, or none.
+    /// A connection, or none because it was refused, or because nothing came back for long.
     pub(crate) fn connect(&self, to: &str, port: u16) -> Option<TcpStream> {
+        self.connect_within(to, port, PATIENCE)
+    }
+
+    fn connect_within(&self, to: &str, port: u16, wait: Duration) -> Option<TcpStream> {
         let to = SocketAddr::new(to.parse::<IpAddr>().expect("an address"), port);
-        self.space.inside(move || TcpStream::connect_timeout(&to, WAIT).ok())
+        self.space.inside(move || TcpStream::connect_timeout(&to, wait).ok())
     }
 
     pub(crate) fn reaches(&self, to: &str) -> bool {
-        self.connect(to, ECHO).is_some_and(|mut stream| echoes(&mut stream))
+        self.connect(to, ECHO).is_some_and(|mut stream| lives(&mut stream))
+    }
+
+    /// The opposite, without the patience.
+    pub(crate) fn misses(&self, to: &str) -> bool {
+        self.connect_within(to, ECHO, WAIT).is_none()
     }
 
     pub(crate) fn send_udp(&self, to: &str, port: u16) {
@@ -157,8 +166,17 @@ pub(crate) fn open(port: &Port) -> File {
 }
 
 /// Whether a connection lives: what is written comes back.
-pub(crate) fn echoes(stream: &mut TcpStream) -> bool {
-    stream.set_read_timeout(Some(WAIT)).expect("set");
+pub(crate) fn lives(stream: &mut TcpStream) -> bool {
+    echoes_within(stream, PATIENCE)
+}
+
+/// The opposite, without the patience.
+pub(crate) fn is_dead(stream: &mut TcpStream) -> bool {
+    !echoes_within(stream, WAIT)
+}
+
+fn echoes_within(stream: &mut TcpStream, wait: Duration) -> bool {
+    stream.set_read_timeout(Some(wait)).expect("set");
     let mut back = [0u8; 4];
     stream.write_all(b"ping").is_ok() && stream.read_exact(&mut back).is_ok()
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use fabric_types::{GuestNetwork, NetworkPolicy};
 use node_network::{NetworkFault, Networks, Port};
 
-use crate::guest::{Guest, Said, echoes};
+use crate::guest::{Guest, Said, is_dead, lives};
 use crate::lab::{Lab, OTHER, PUBLIC, eventually};
 
 fn policy(text: &str) -> NetworkPolicy {
@@ -34,10 +34,10 @@ async fn a_released_port_leaves_nothing() {
     let guest = Guest::plug(&mut lab, port.clone());
     assert!(matches!(guest.resolve("good.test."), Said::Addresses(..)));
     let mut stream = guest.connect(PUBLIC, 80).expect("a connection");
-    assert!(guest.reaches(OTHER) && echoes(&mut stream));
+    assert!(guest.reaches(OTHER) && lives(&mut stream));
     let at = number(&port);
     networks.release(port.clone()).await;
-    assert!(!echoes(&mut stream) && !guest.reaches(PUBLIC));
+    assert!(is_dead(&mut stream) && guest.misses(PUBLIC));
     let (device, suffix) = (format!("tap{at}"), format!("_{at} "));
     // A guest still holds the tap, so it is no use for another, and goes.
     eventually("the rules are gone", || !rules(&lab).contains(&suffix) && !rules(&lab).contains(&device));
@@ -76,7 +76,7 @@ async fn a_tap_that_is_used_again_has_nothing_of_its_last_guest() {
     assert!(!rules(&lab).contains(&first.guest().mac) && rules(&lab).contains(&again.guest().mac));
     assert!(!rules(&lab).contains("allow_") && !rules(&lab).contains("pins_"));
     let guest = Guest::plug(&mut lab, again.clone());
-    assert!(!guest.reaches(PUBLIC), "shut until its own policy");
+    assert!(guest.misses(PUBLIC), "shut until its own policy");
     networks.apply(&again, &NetworkPolicy::default()).await.expect("applied");
     eventually("the new guest is heard", || guest.reaches(PUBLIC));
     networks.stop(true).await;
@@ -99,19 +99,19 @@ async fn a_restart_keeps_guests_and_their_connections_and_removes_the_rest() {
     let mut listed = guest.connect(OTHER, 80).expect("a connection");
     networks.stop(false).await;
     assert!(networks.take().await.is_err(), "the owner has ended");
-    assert!(echoes(&mut pinned) && echoes(&mut listed), "guests go on");
-    assert!(!guest.reaches("10.1.2.3"), "and stay filtered");
+    assert!(lives(&mut pinned) && lives(&mut listed), "guests go on");
+    assert!(guest.misses("10.1.2.3"), "and stay filtered");
 
     let networks = lab.networks().await;
-    assert!(echoes(&mut pinned) && echoes(&mut listed));
+    assert!(lives(&mut pinned) && lives(&mut listed));
     networks.retain(std::slice::from_ref(&kept)).await.expect("retained");
     networks.apply(&kept, &names).await.expect("applied");
-    assert!(echoes(&mut pinned) && echoes(&mut listed) && guest.reaches(PUBLIC));
+    assert!(lives(&mut pinned) && lives(&mut listed) && guest.reaches(PUBLIC));
     assert!(matches!(guest.resolve("good.test."), Said::Addresses(..)));
     // A later policy still knows the addresses of the name.
     let more = policy(r#"{"blockAll":false,"allowDomains":["good.test","else.test"]}"#);
     networks.apply(&kept, &more).await.expect("applied");
-    assert!(echoes(&mut pinned) && !echoes(&mut listed));
+    assert!(lives(&mut pinned) && is_dead(&mut listed));
     eventually("nothing of the other port is left", || !rules(&lab).contains(&lost.guest().mac));
     let absent = networks.retain(&[lost]).await;
     assert!(matches!(absent, Err(NetworkFault::System { .. })), "{absent:?}");

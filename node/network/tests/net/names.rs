@@ -7,7 +7,7 @@ use std::time::Duration;
 use fabric_types::NetworkPolicy;
 use hickory_proto::op::ResponseCode;
 
-use crate::guest::{Guest, Said, echoes};
+use crate::guest::{Guest, Said, is_dead, lives};
 use crate::lab::{Lab, OTHER, PUBLIC, eventually};
 
 /// The far side says one second; the node holds an answer for thirty at least, and five more.
@@ -26,14 +26,14 @@ async fn allowed_names_are_let_through_while_their_answer_holds() {
     networks.apply(&port, &policy(allowed)).await.expect("applied");
     let guest = Guest::plug(&mut lab, port);
 
-    assert!(!guest.reaches(PUBLIC), "before anyone asked");
+    assert!(guest.misses(PUBLIC), "before anyone asked");
     let public: Ipv4Addr = PUBLIC.parse().expect("an address");
     assert_eq!(guest.resolve("good.test."), Said::Addresses(vec![public], 30));
     let mut stream = guest.connect(PUBLIC, 80).expect("at once after the answer");
-    assert!(echoes(&mut stream));
-    assert!(!guest.reaches(OTHER));
+    assert!(lives(&mut stream));
+    assert!(guest.misses(OTHER));
     assert_eq!(guest.resolve("other.test."), Said::Code(ResponseCode::Refused));
-    assert!(!guest.reaches(OTHER));
+    assert!(guest.misses(OTHER));
 
     for rebinding in ["rebind.test.", "loop.test."] {
         assert_eq!(guest.resolve(rebinding), Said::Code(ResponseCode::Refused), "{rebinding}");
@@ -47,18 +47,18 @@ async fn allowed_names_are_let_through_while_their_answer_holds() {
     // Another policy with the same name keeps its addresses; one without it drops them.
     let more = r#"{"blockAll":false,"allowDomains":["good.test"],"denyDomains":["bad.test"]}"#;
     networks.apply(&guest.port, &policy(more)).await.expect("applied");
-    assert!(echoes(&mut stream) && guest.reaches(PUBLIC));
+    assert!(lives(&mut stream) && guest.reaches(PUBLIC));
     assert_eq!(guest.resolve("bad.test."), Said::Code(ResponseCode::NXDomain));
     assert!(matches!(guest.resolve("good.test."), Said::Addresses(..)));
 
     thread::sleep(HELD);
-    assert!(echoes(&mut stream), "a connection outlives the answer that opened it");
-    assert!(!guest.reaches(PUBLIC), "a new one needs a new answer");
+    assert!(lives(&mut stream), "a connection outlives the answer that opened it");
+    assert!(guest.misses(PUBLIC), "a new one needs a new answer");
     assert!(matches!(guest.resolve("good.test."), Said::Addresses(..)));
     assert!(guest.reaches(PUBLIC));
 
     networks.apply(&guest.port, &policy(r#"{"blockAll":false,"allowDomains":["other.test"]}"#)).await.expect("applied");
-    assert!(!echoes(&mut stream) && !guest.reaches(PUBLIC));
+    assert!(is_dead(&mut stream) && guest.misses(PUBLIC));
     networks.stop(true).await;
 }
 
@@ -112,6 +112,6 @@ async fn an_answer_that_comes_after_its_policy_lets_nothing_through() {
         asking.join().expect("asked")
     });
     assert_eq!(late, Said::Code(ResponseCode::ServFail));
-    assert!(!guest.reaches(OTHER));
+    assert!(guest.misses(OTHER));
     networks.stop(true).await;
 }

@@ -1,4 +1,5 @@
-//! Behind `passt`: what it does hold, since its guests' gateway could be the host's loopback.
+//! Behind `passt`: the gateway, at least, is not the host's loopback. A frame forged to 127.0.0.1 does arrive there,
+//! which is why it is never chosen by itself and why its reason says so.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -77,7 +78,7 @@ fn count(listener: TcpListener) -> Arc<AtomicUsize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_hosts_loopback_is_not_behind_the_gateway() {
+async fn the_hosts_loopback_is_not_behind_the_gateway_and_the_rest_is_said() {
     let Some(lab) = Lab::new() else { return };
     let mut config = lab.config();
     config.choice = NetworkChoice::Passt;
@@ -86,10 +87,10 @@ async fn the_hosts_loopback_is_not_behind_the_gateway() {
         Err(fault) => return crate::lab::skip(&fault.to_string()),
     };
     assert_eq!(networks.kind(), GuestNetwork::Passt);
-    assert!(networks.reason().contains("no rule"), "{}", networks.reason());
+    assert!(networks.reason().contains("loopback"), "{}", networks.reason());
     let port = networks.take().await.expect("taken").expect("a port");
     let card = port.guest().clone();
-    let reached = lab.host.inside(|| count(TcpListener::bind("127.0.0.1:80").expect("bound")));
+    let reached = lab.host.inside(|| count(TcpListener::bind("0.0.0.0:80").expect("bound")));
     let mut passt = Passt::start(&lab, &port);
 
     let frame = Frame { to_mac: [0xff; 6], from_mac: mac(&card.mac), from: card.address, to: card.gateway };
@@ -98,13 +99,12 @@ async fn the_hosts_loopback_is_not_behind_the_gateway() {
     let gateway: [u8; 6] = answer[6..12].try_into().expect("an address");
 
     let open = |to: Ipv4Addr| Frame { to_mac: gateway, to, ..frame.clone() }.tcp_open(80);
-    for to in [card.gateway, Ipv4Addr::LOCALHOST] {
-        passt.send(&open(to));
-    }
+    passt.send(&open(card.gateway));
     passt.send(&open(PUBLIC.parse().expect("an address")));
-    // The public answers, so the others have had their time.
+    // The public answers, so the gateway has had its time, and some more.
     let accepted = |frame: &Vec<u8>| frame.len() > 47 && frame[26..30] == [1, 1, 1, 1] && frame[47] & 0x12 == 0x12;
     let answered = std::iter::from_fn(|| passt.receive()).take(32).any(|frame| accepted(&frame));
     assert!(answered, "a public service answers");
+    thread::sleep(Duration::from_millis(500));
     assert_eq!(reached.load(Ordering::Relaxed), 0);
 }

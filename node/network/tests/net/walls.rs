@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use fabric_types::NetworkPolicy;
 use node_network::Port;
 
-use crate::guest::{Frame, Guest, Said, echoes, mac, open};
+use crate::guest::{Frame, Guest, Said, is_dead, lives, mac, open};
 use crate::lab::{DECOYS, FORGED, HOST, Lab, OTHER, PUBLIC, Space, eventually, packets};
 
 fn policy(text: &str) -> NetworkPolicy {
@@ -69,7 +69,7 @@ async fn a_guest_reaches_the_public_and_none_of_the_decoys() {
     ]);
     for decoy in DECOYS.iter().map(|&decoy| decoy.to_owned()).chain(hosts) {
         if decoy != "127.0.0.1" && decoy != "0.0.0.0" {
-            assert!(!guest.reaches(&decoy), "{decoy}");
+            assert!(guest.misses(&decoy), "{decoy}");
             guest.send_udp(&decoy, 7777);
         }
         forge_to(&lab, guest, &decoy);
@@ -206,30 +206,30 @@ async fn a_new_policy_cuts_what_it_forbids_and_keeps_the_rest() {
     let guest = Guest::plug(&mut lab, port);
     let mut kept = guest.connect(PUBLIC, 80).expect("a connection");
     let mut cut = guest.connect(OTHER, 80).expect("a connection");
-    assert!(echoes(&mut kept) && echoes(&mut cut));
+    assert!(lives(&mut kept) && lives(&mut cut));
 
     networks.apply(&guest.port, &policy(r#"{"blockAll":false,"deny":["9.9.9.0/24"]}"#)).await.expect("applied");
-    assert!(echoes(&mut kept));
-    assert!(!echoes(&mut cut));
-    assert!(guest.reaches(PUBLIC) && !guest.reaches(OTHER));
+    assert!(lives(&mut kept));
+    assert!(is_dead(&mut cut));
+    assert!(guest.reaches(PUBLIC) && guest.misses(OTHER));
 
     let mut other = {
         networks.apply(&guest.port, &NetworkPolicy::default()).await.expect("applied");
         guest.connect(OTHER, 80).expect("a connection")
     };
     networks.apply(&guest.port, &policy(r#"{"blockAll":false,"allow":["1.1.1.0/24"]}"#)).await.expect("applied");
-    assert!(echoes(&mut kept) && !echoes(&mut other));
-    assert!(guest.reaches(PUBLIC) && !guest.reaches(OTHER));
+    assert!(lives(&mut kept) && is_dead(&mut other));
+    assert!(guest.reaches(PUBLIC) && guest.misses(OTHER));
 
     // A denial wins over an allowance.
     let both = policy(r#"{"blockAll":false,"allow":["1.1.1.0/24"],"deny":["1.1.1.1/32"]}"#);
     networks.apply(&guest.port, &both).await.expect("applied");
-    assert!(!echoes(&mut kept) && !guest.reaches(PUBLIC));
+    assert!(is_dead(&mut kept) && guest.misses(PUBLIC));
 
     networks.apply(&guest.port, &NetworkPolicy::default()).await.expect("applied");
     let mut last = guest.connect(PUBLIC, 80).expect("a connection");
-    assert!(echoes(&mut last));
+    assert!(lives(&mut last));
     networks.apply(&guest.port, &policy(r#"{"blockAll":true}"#)).await.expect("applied");
-    assert!(!echoes(&mut last) && !guest.reaches(PUBLIC) && !guest.reaches(OTHER));
+    assert!(is_dead(&mut last) && guest.misses(PUBLIC) && guest.misses(OTHER));
     networks.stop(true).await;
 }
