@@ -1,8 +1,12 @@
 //! `atoll doctor`: what this machine has and lacks for running sandboxes, and what each lack costs.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
+use fabric_types::Seal;
+use node_hypervisor::KeeperProgram;
+use node_hypervisor::seal::{self, Part};
 use serde::Serialize;
 
 use crate::dev::say;
@@ -18,7 +22,7 @@ const MEMORY_GIB_MIN: u64 = 2;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Check {
-    name: &'static str,
+    name: Cow<'static, str>,
     /// Whether it is there.
     ok: bool,
     /// Whether a node can't do without.
@@ -41,7 +45,7 @@ struct Diagnosis {
 
 /// Looks at everything and prints it; 0 if a node can run here, 1 if not.
 pub(crate) fn run(images: &Path, json: bool) -> ExitCode {
-    let checks = examine(images);
+    let checks = examine(images, &found_seal());
     let ok = checks.iter().all(|check| check.ok || !check.required);
     if json {
         match serde_json::to_string(&Diagnosis { ok, checks }) {
@@ -78,8 +82,8 @@ fn line(check: &Check) -> String {
     text
 }
 
-fn examine(images: &Path) -> Vec<Check> {
-    vec![
+fn examine(images: &Path, seal: &Seal) -> Vec<Check> {
+    let mut checks = vec![
         program(
             "qemu",
             "qemu-system-x86_64",
@@ -109,7 +113,6 @@ fn examine(images: &Path) -> Vec<Check> {
         disk(),
         run_folder(),
         network(),
-        landlock(),
         program(
             "terraform",
             "terraform",
@@ -117,7 +120,9 @@ fn examine(images: &Path) -> Vec<Check> {
             "fleets can't be provisioned from this machine",
             "install Terraform 1.11",
         ),
-    ]
+    ];
+    checks.extend(seal_parts(seal));
+    checks
 }
 
 /// A program on PATH, with the first line that it prints of its version.
@@ -125,9 +130,9 @@ fn program(name: &'static str, file: &str, required: bool, cost: &'static str, r
     match find(file) {
         Some(path) => {
             let found = version(&path).unwrap_or_else(|| path.display().to_string());
-            Check { name, ok: true, required, found, cost: "", remedy: "" }
+            Check { name: name.into(), ok: true, required, found, cost: "", remedy: "" }
         }
-        None => Check { name, ok: false, required, found: format!("{file} is not on PATH"), cost, remedy },
+        None => Check { name: name.into(), ok: false, required, found: format!("{file} is not on PATH"), cost, remedy },
     }
 }
 
@@ -150,7 +155,7 @@ fn cloud_hypervisor() -> Check {
     let asked = std::env::var_os("ATOLL_CLOUD_HYPERVISOR").map(PathBuf::from).filter(|path| path.is_file());
     let found = asked.or_else(|| find("cloud-hypervisor"));
     Check {
-        name: "cloud-hypervisor",
+        name: "cloud-hypervisor".into(),
         ok: found.is_some(),
         required: false,
         found: found.map_or_else(
@@ -177,7 +182,7 @@ fn kvm() -> Check {
         (Err(error), _) => format!("/dev/kvm: {error}"),
     };
     Check {
-        name: "hardware virtualization",
+        name: "hardware virtualization".into(),
         ok: opened.is_ok() && hardware,
         required: false,
         found,
@@ -194,7 +199,7 @@ fn image(images: &Path) -> Check {
         .map(|entry| entry.path())
         .find(|path| guest_image::ImageDir::open(path).is_ok());
     Check {
-        name: "guest image",
+        name: "guest image".into(),
         ok: built.is_some(),
         required: false,
         found: built.map_or_else(|| format!("none under {}", images.display()), |path| path.display().to_string()),
@@ -211,7 +216,7 @@ fn memory() -> Check {
         .unwrap_or(0);
     let gib = kib >> 20;
     Check {
-        name: "memory",
+        name: "memory".into(),
         ok: gib >= MEMORY_GIB_MIN,
         required: true,
         found: format!("{gib} GiB available"),
@@ -224,7 +229,7 @@ fn disk() -> Check {
     let gib =
         nix::sys::statvfs::statvfs(".").map(|stat| (stat.blocks_available() * stat.fragment_size()) >> 30).unwrap_or(0);
     Check {
-        name: "disk",
+        name: "disk".into(),
         ok: gib >= DISK_GIB_MIN,
         required: true,
         found: format!("{gib} GiB free here"),
@@ -236,7 +241,7 @@ fn disk() -> Check {
 fn run_folder() -> Check {
     let root = nix::unistd::geteuid().is_root();
     Check {
-        name: "user",
+        name: "user".into(),
         ok: root,
         required: false,
         found: if root { "root".to_owned() } else { format!("uid {}", nix::unistd::geteuid()) },
@@ -247,7 +252,7 @@ fn run_folder() -> Check {
 
 fn network() -> Check {
     Check {
-        name: "guest network",
+        name: "guest network".into(),
         ok: false,
         required: false,
         found: "guests have no network in this version".to_owned(),
@@ -256,22 +261,33 @@ fn network() -> Check {
     }
 }
 
-fn landlock() -> Check {
-    let list = std::fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
-    let ok = list.split(',').any(|module| module.trim() == "landlock");
-    Check {
-        name: "landlock",
-        ok,
-        required: false,
-        found: if list.is_empty() { "the kernel doesn't say".to_owned() } else { list.trim().to_owned() },
-        cost: "one layer fewer around Cloud Hypervisor",
-        remedy: "boot with landlock among the kernel's lsm=",
+/// What shuts monitors off from this host, part by part: found out by sealing a program that does nothing.
+fn found_seal() -> Seal {
+    match KeeperProgram::this_program() {
+        Ok(keeper) => seal::examine(&keeper),
+        Err(_) => Seal::default(),
     }
+}
+
+fn seal_parts(seal: &Seal) -> Vec<Check> {
+    let check = |part: Part| {
+        let name = Cow::Owned(format!("seal: {}", part.as_str()));
+        if seal.in_force.iter().any(|name| name == part.as_str()) {
+            return Check { name, ok: true, required: false, found: "in force".to_owned(), cost: "", remedy: "" };
+        }
+        let gap = seal.missing.iter().find(|gap| gap.part == part.as_str());
+        let why = gap.map_or("it couldn't be tried", |gap| gap.why.as_str());
+        // The sentence ends with what to do, which has a line of its own here.
+        let why = why.strip_suffix(part.remedy()).map_or(why, |why| why.trim_end_matches("; "));
+        Check { name, ok: false, required: false, found: why.to_owned(), cost: part.cost(), remedy: part.remedy() }
+    };
+    Part::ALL.into_iter().map(check).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fabric_types::SealGap;
 
     #[test]
     fn a_missing_program_says_its_cost_and_what_to_do() {
@@ -281,9 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn each_part_of_the_seal_is_in_force_or_says_why_and_what_to_do() {
+        let gap = SealGap { part: "no_swap".to_owned(), why: format!("no group; {}", Part::NoSwap.remedy()) };
+        let seal = Seal { in_force: vec!["user".to_owned()], missing: vec![gap] };
+        let checks = seal_parts(&seal);
+        assert_eq!(checks.len(), Part::ALL.len());
+        let of = |name: &str| line(checks.iter().find(|check| check.name == name).expect("named"));
+        assert!(of("seal: user").contains("in force"));
+        let text = of("seal: no_swap");
+        assert!(text.contains("no group\n") && text.contains("swap") && text.contains(Part::NoSwap.remedy()), "{text}");
+        assert!(of("seal: landlock").contains("couldn't be tried"));
+    }
+
+    #[test]
     fn the_diagnosis_is_one_object() {
         let folder = tempfile::tempdir().expect("a folder");
-        let checks = examine(folder.path());
+        let checks = examine(folder.path(), &Seal::default());
         let text = serde_json::to_string(&Diagnosis { ok: true, checks }).expect("JSON");
         let value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert!(value["checks"].as_array().is_some_and(|checks| checks.len() > 8));

@@ -181,7 +181,7 @@ impl Output {
             fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
                 .map_err(|error| system("read its monitor")(error.into()))?;
         }
-        Ok(Self { pipe, log: CappedLog::new(log) })
+        Ok(Self { pipe, log: CappedLog::new(log, Instant::now()) })
     }
 
     /// Moves what is there into the log; at the end of the stream the pipe is let go.
@@ -192,7 +192,7 @@ impl Output {
             Ok(0) => false,
             Ok(count) => {
                 // A full disk costs log lines, not the machine.
-                let _ = self.log.append(&buffer[..count]);
+                let _ = self.log.append(&buffer[..count], Instant::now());
                 true
             }
             Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),

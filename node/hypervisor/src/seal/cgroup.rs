@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::{Controller, Facts, NODE_LEAF, Plan, Version, Write, places, plan};
 use super::parts::{Outcome, Part};
-use crate::durable::{read_json, remove_file, write_json};
+use crate::durable::{read_json, remove_file};
 use crate::{VmFolder, VmSpec};
 
 /// Newest schema of `seal.json` that this version reads and the one it writes.
@@ -55,8 +55,8 @@ pub(super) fn enter(spec: &VmSpec, outcome: &mut Outcome) -> Option<OomCounter> 
         return None;
     }
     let record = Record { schema: SCHEMA, groups: plan.groups.clone() };
-    if let Err(error) = write_json(&spec.folder.seal_record(), &record) {
-        note_all(outcome, &error.to_string());
+    if let Err(error) = write_record(&spec.folder.seal_record(), &record) {
+        note_all(outcome, &format!("can't note where its groups are: {error}"));
         return None;
     }
     make(&plan, outcome);
@@ -72,6 +72,13 @@ pub(super) fn enter(spec: &VmSpec, outcome: &mut Outcome) -> Option<OomCounter> 
         outcome.note(part, Ok::<(), String>(()));
     }
     counter
+}
+
+/// Whole or absent, but not synced: groups don't outlive the host's boot either, and a sync costs a create milliseconds.
+fn write_record(path: &Path, record: &Record) -> io::Result<()> {
+    let beside = path.with_extension("tmp");
+    fs::write(&beside, serde_json::to_vec(record).map_err(io::Error::other)?)?;
+    fs::rename(beside, path)
 }
 
 fn make(plan: &Plan, outcome: &mut Outcome) {
@@ -228,7 +235,7 @@ mod tests {
             fs::create_dir(path).expect("made");
         }
         let groups = vec![mine.clone(), other.clone(), root.path().join("gone").join(name(&folder))];
-        write_json(&folder.seal_record(), &Record { schema: SCHEMA, groups }).expect("written");
+        write_record(&folder.seal_record(), &Record { schema: SCHEMA, groups }).expect("written");
         release(&folder);
         assert!(!mine.exists() && other.exists() && !folder.seal_record().exists());
         release(&folder);

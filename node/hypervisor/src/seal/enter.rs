@@ -183,18 +183,19 @@ impl Sealing {
             self.take_files_back(&view, &[&folder.dir, &folder.run]);
             self.outcome.note(Part::User, Err("a user of its own needs a file tree of its own"));
         }
-        if is_root {
-            match own_pids {
-                Ok(own) => {
-                    if self.unshare(Part::PidNamespace, CloneFlags::CLONE_NEWPID) {
-                        self.own_pids = Some(own);
-                    }
+        // The way back is tried first: a keeper that couldn't go back to its own could start no thread.
+        let back =
+            own_pids.and_then(|own| setns(&own, CloneFlags::CLONE_NEWPID).map(|()| own).map_err(io::Error::from));
+        match back {
+            Ok(own) => {
+                if self.unshare(Part::PidNamespace, CloneFlags::CLONE_NEWPID) {
+                    self.own_pids = Some(own);
                 }
-                Err(error) => self.outcome.note(Part::PidNamespace, Err(error)),
             }
-        } else {
-            // A keeper without rights on the host couldn't go back to its own, and without that has no threads.
-            self.outcome.note(Part::PidNamespace, Err("the node isn't root"));
+            Err(error) => {
+                let why = format!("the keeper couldn't go back to the namespace that it came from: {error}");
+                self.outcome.note(Part::PidNamespace, Err(why));
+            }
         }
         self.view = view;
         Ok(program)

@@ -8,6 +8,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -362,4 +363,25 @@ fn seal_leaves_no_cgroup_behind_whatever_was_killed() {
     for group in groups {
         assert!(!group.exists(), "{} stayed", group.display());
     }
+}
+
+#[test]
+fn seal_without_root_names_what_it_lacks() {
+    if !nix::unistd::geteuid().is_root() {
+        return skip("seal, another user", "this test isn't root, so it can't become somebody else");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open to all");
+    let program = folder.path().join("keeper");
+    fs::copy(keeper().program, &program).expect("copied");
+    let nobody = 65_534;
+    let output =
+        Command::new(&program).arg("--seal").current_dir("/").uid(nobody).gid(nobody).output().expect("it ran");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let seal: Seal = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    println!("{seal:?}");
+    let missing: Vec<&str> = seal.missing.iter().map(|gap| gap.part.as_str()).collect();
+    assert!(missing.contains(&"user") && missing.contains(&"memory_limit"), "{missing:?}");
+    assert!(has(&seal, &["capabilities", "no_new_privileges", "seccomp", "rlimits"]), "{seal:?}");
+    assert!(seal.missing.iter().all(|gap| gap.why.contains("; ")), "each says what to do: {seal:?}");
 }
