@@ -7,7 +7,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -59,13 +59,23 @@ pub(crate) struct Guest {
     /// The disk's root, for growing it and for the last remount.
     disk: Option<File>,
     bounds: Arc<Bounds>,
+    /// The MAC and network in force. Under emulation a card that goes down and up costs a command more than its own time,
+    /// so what is in force already, as after a rehearsal with the same plug, is left alone.
+    network: Mutex<Plugged>,
+}
+
+/// A card's MAC and network; neither while nothing was set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Plugged {
+    mac: Option<[u8; 6]>,
+    network: Option<GuestNetwork>,
 }
 
 impl Guest {
     /// Opens what is needed later and prepares what doesn't depend on an identity.
     pub(crate) fn new(disk: Option<File>, bounds: Arc<Bounds>) -> io::Result<Self> {
         let random = OpenOptions::new().write(true).open("/dev/urandom")?;
-        let guest = Self { random, disk, bounds };
+        let guest = Self { random, disk, bounds, network: Mutex::default() };
         clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(BEFORE_ANY_IDENTITY))?;
         // Written once before any clone is made, so that an identity only rewrites what is on the disk already.
         guest.set_names("atoll", &"0".repeat(32))?;
@@ -95,7 +105,16 @@ impl Machine for Guest {
     }
 
     fn set_network(&self, mac: Option<[u8; 6]>, network: Option<&GuestNetwork>) -> io::Result<()> {
-        network::set(mac, network)
+        let wanted = Plugged { mac, network: network.cloned() };
+        let mut in_force = self.network.lock().unwrap_or_else(PoisonError::into_inner);
+        if wanted.network.is_some() && *in_force == wanted {
+            return Ok(());
+        }
+        // Half a change is none that is known.
+        *in_force = Plugged::default();
+        network::set(mac, network)?;
+        *in_force = wanted;
+        Ok(())
     }
 
     fn set_limits(&self, limits: &GuestLimits) -> io::Result<()> {

@@ -39,15 +39,16 @@ pub(crate) fn real(
     })
 }
 
-/// The identity of a guest that only exercises itself.
-pub(crate) fn rehearsal() -> Result<Identity, RuntimeError> {
+/// The identity of a guest that only exercises itself: its card is set up by it already, for the port that it has.
+pub(crate) fn rehearsal(port: Option<&Port>) -> Result<Identity, RuntimeError> {
+    let (mac, network) = port.map(network::guest).unzip();
     Ok(Identity {
         sandbox_id: "rehearsal".to_owned(),
         generation: 0,
         hostname: "rehearsal".to_owned(),
         machine_id: new_machine_id()?,
-        mac: None,
-        network: None,
+        mac,
+        network,
         limits: GuestLimits::default(),
         entropy: entropy()?,
         wall_clock_ns: clock::now_ns(),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fabric_types::Generation;
 use guest_proto::surface::{CodeRunRequest, ExecReply, ExecRequest, Health, IdentityAck};
+use node_network::Port;
 use tokio::time::Instant;
 
 use crate::guest::{CallError, Link};
@@ -38,10 +39,15 @@ pub(crate) const TEMPLATE: &[Program] = &[PYTHON, JAVASCRIPT];
 /// Programs of a warm clone.
 pub(crate) const CLONE: &[Program] = &[PYTHON];
 
-/// Gives the guest a passing identity and lets it run each path once.
-pub(crate) async fn rehearse(label: &str, link: &Link, programs: &[Program]) -> Result<(), RuntimeError> {
+/// Gives the guest a passing identity, with the card of the port that it has, and lets it run each path once.
+pub(crate) async fn rehearse(
+    label: &str,
+    link: &Link,
+    port: Option<&Port>,
+    programs: &[Program],
+) -> Result<(), RuntimeError> {
     let begun = Instant::now();
-    let identity = identity::rehearsal()?;
+    let identity = identity::rehearsal(port)?;
     let _: IdentityAck = link
         .post("/v1/identity", &identity, NOBODY, IDENTITY_MAX)
         .await

@@ -217,7 +217,7 @@ impl Templates {
         let (link, health) = connect_booted(&label, vm.as_ref()).await?;
         self.check_agent(&label, &health)?;
         let booted_ms = begun.elapsed().as_millis();
-        rehearsal::rehearse(&label, &link, rehearsal::TEMPLATE).await?;
+        rehearsal::rehearse(&label, &link, None, rehearsal::TEMPLATE).await?;
         rehearsal::sync(&label, &link).await?;
         link.close();
         vm.save_template().await?;

@@ -191,7 +191,9 @@ impl Warm {
         self.shelf(kind).refill.notify_one();
     }
 
-    /// Ends the parked ones that hold random numbers which another clone of this machine may hold too, and starts others.
+    /// Ends the parked ones that hold random numbers which another clone of this machine may hold too. Others are started
+    /// when the next program of their kind has ended: a fork's children and a restored sandbox that run none pay neither
+    /// the seconds of processor time that node takes to start under emulation, nor its memory.
     ///
     /// Node's generators were seeded when it started. OpenSSL's are seeded anew on their next use once the clock has gone
     /// an hour further, which holds for what was parked before the first identity (see `Machine::set_clock`). Of python
@@ -200,7 +202,6 @@ impl Warm {
         self.0.node.era.fetch_add(1, Ordering::Relaxed);
         let old: Vec<Parked> = self.0.node.lock().drain(..).collect();
         old.into_iter().for_each(Parked::end);
-        self.refill(Kind::Node);
     }
 
     /// Waits until all are parked for the first time, or can't be, or it takes too long.

@@ -119,7 +119,7 @@ async fn exercise(
     vm.resume().await?;
     let link = open(&label, vm.as_ref()).await?;
     let running_ms = begun.elapsed().as_millis();
-    rehearsal::rehearse(&label, &link, rehearsal::CLONE).await?;
+    rehearsal::rehearse(&label, &link, base.port.as_ref(), rehearsal::CLONE).await?;
     vm.pause().await?;
     drop(lowered);
     let rehearsed_ms = begun.elapsed().as_millis();
