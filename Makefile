@@ -10,7 +10,7 @@ export CARGO ?= cargo
 # Further arguments of `atoll dev` in `make run` and of the program in `make bench`.
 ARGS ?=
 
-.PHONY: help run test image verify fix bench
+.PHONY: help run test image verify fix bench soak
 
 help: ## List these commands
 	@echo "Atoll: a self-hosted mesh of sandboxes. Commands:"
@@ -43,8 +43,14 @@ fix: ## Rewrite what can be rewritten: format, and lints that mend themselves
 	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
 
-bench: ## Measure create, exec, snapshot and restore on this machine, and print the conditions
-	@.ci/deps run
+bench: ## Measure the engine on this machine, beside runc and runsc, and print the conditions
+	@.ci/deps bench
 	$(CARGO) build --release --package node-server --package tests-bench
 	target/release/atoll image build
 	target/release/bench $(ARGS)
+
+soak: ## Wear a mesh out: 1,000 sandboxes with kills in the middle, 500 random steps against a model
+	@.ci/deps run
+	$(CARGO) build --release --package node-server --package tests-cluster
+	target/release/atoll image build
+	target/release/soak $(ARGS)
