@@ -126,7 +126,7 @@ fn one_at_a_time(
     if wants(Section::Code) {
         say("interpreters");
         results.add(code::python(warm, arguments.samples)?, Some(10.0), None, None);
-        results.add(code::javascript(warm, arguments.samples)?, Some(40.0), None, None);
+        results.add(code::javascript(warm, arguments.samples.min(30))?, Some(40.0), None, None);
     }
     if wants(Section::Life) {
         say("pause and resume");

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -125,8 +125,10 @@ struct Shelf {
     wanted: usize,
     /// One is missing, and now is a time to start it.
     refill: Notify,
-    /// Whether the first ones are there, or will never be.
+    /// Whether as many are there as are wanted, or will never be.
     full: watch::Sender<bool>,
+    /// It was tried too often: none is started any more.
+    given_up: AtomicBool,
     /// Counts renewals: what was begun under an earlier number isn't parked.
     era: AtomicU64,
 }
@@ -138,12 +140,20 @@ impl Shelf {
             wanted,
             refill: Notify::new(),
             full: watch::Sender::new(wanted == 0),
+            given_up: AtomicBool::new(false),
             era: AtomicU64::new(0),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Parked>> {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One was taken: until another is there, whoever waits for all waits.
+    fn taken(&self) {
+        if !self.given_up.load(Ordering::Relaxed) {
+            self.full.send_replace(false);
+        }
     }
 
     fn missing(&self) -> bool {
@@ -176,6 +186,7 @@ impl Warm {
         let mut parked = self.shelf(kind).lock();
         loop {
             let mut one = parked.pop_front()?;
+            self.shelf(kind).taken();
             if one.is_alive() {
                 if parked.is_empty() && kind == Kind::Python {
                     // Forking one takes less than the program that the next caller would otherwise start.
@@ -204,7 +215,7 @@ impl Warm {
         old.into_iter().for_each(Parked::end);
     }
 
-    /// Waits until all are parked for the first time, or can't be, or it takes too long.
+    /// Waits until all are parked, or can't be, or it takes too long.
     pub(crate) async fn parked(&self) {
         let all = async {
             for shelf in [&self.0.python, &self.0.node] {
@@ -249,6 +260,7 @@ impl Warm {
                     failed += 1;
                     say(&format!("can't park an interpreter ({kind:?}, attempt {failed}): {error}"));
                     if failed == ATTEMPTS_MAX {
+                        self.shelf(kind).given_up.store(true, Ordering::Relaxed);
                         self.shelf(kind).full.send_replace(true);
                         return;
                     }
