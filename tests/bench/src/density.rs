@@ -7,24 +7,17 @@ use anyhow::ensure;
 use crate::place::Place;
 use crate::statistics::Fact;
 
-/// Private memory of `count` idle sandboxes of the default shape, a clone's share of it.
+/// Private memory of the clones of a full pool of `count`, each exercised and idle: a clone's share of it.
 pub(crate) fn idle(place: &Place, count: u32) -> anyhow::Result<Vec<Fact>> {
-    let before = private_kib(place)?;
-    let mut sandboxes = Vec::new();
-    for _ in 0..count {
-        sandboxes.push(place.create()?.id);
-    }
     place.wait_for_pool()?;
-    let after = private_kib(place)?;
-    for sandbox in sandboxes {
-        place.delete(&sandbox)?;
-    }
-    let count = f64::from(count);
-    let each = |after: u64, before: u64| after.saturating_sub(before) as f64 / count / 1000.0 * 1.024;
+    let all = private_kib(place)?;
+    ensure!(all.processes >= count, "{} keepers and monitors are not {count} clones", all.processes);
+    let each = |kib: u64| kib as f64 / f64::from(count) / 1000.0 * 1.024;
+    let what = format!("private memory of each of {count} idle clones, all in, MB");
     Ok(vec![
-        Fact::at_most("private memory of an idle clone, all in, MB", each(after.private, before.private), 40.0),
-        Fact::plain("  of which written to, MB", each(after.dirty, before.dirty)),
-        Fact::plain("  of which the keeper's, MB", each(after.keepers, before.keepers)),
+        Fact::at_most(what, each(all.private), 40.0),
+        Fact::plain("  of which written to, MB", each(all.dirty)),
+        Fact::plain("  of which the keepers', MB", each(all.keepers)),
     ])
 }
 
@@ -33,6 +26,7 @@ struct Private {
     private: u64,
     dirty: u64,
     keepers: u64,
+    processes: u32,
 }
 
 /// Sums over the keepers and monitors of the mesh, KiB.
@@ -43,6 +37,7 @@ fn private_kib(place: &Place) -> anyhow::Result<Private> {
         let Ok(text) = fs::read_to_string(format!("/proc/{}/smaps_rollup", process.pid)) else { continue };
         let (clean, dirty) = (field(&text, "Private_Clean:"), field(&text, "Private_Dirty:"));
         sum.private += clean + dirty;
+        sum.processes += 1;
         sum.dirty += dirty;
         if process.command.contains("keeper") {
             sum.keepers += clean + dirty;

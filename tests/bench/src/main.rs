@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 3)]
     boots: u32,
     /// Idle clones whose memory is counted
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=64))]
     clones: u32,
     /// Warm clones in the meshes that have a pool
     #[arg(long, default_value_t = 4)]

@@ -93,8 +93,8 @@ pub(crate) fn carry_out(arguments: &Arguments) -> anyhow::Result<Report> {
     }
     if wants(Section::Density) {
         say("density");
-        let place = Place::alone(0, &[])?;
-        results.conditions_of(&place, 0)?;
+        let place = Place::alone(arguments.clones, &[])?;
+        results.conditions_of(&place, arguments.clones)?;
         results.facts.extend(density::idle(&place, arguments.clones)?);
         place.stop()?;
     }

@@ -47,7 +47,10 @@ pub(crate) fn node(number: u32) -> NodeId {
 /// A command that can be told from every other by its number.
 pub(crate) fn command(number: u32) -> Command {
     let physical = Capacity { vcpus: 4, memory_mib: 8192, disk_gib: 100 };
-    Command::RegisterNode { node: node(number), limits: NodeLimits { physical, overcommit: Overcommit::default(), sandboxes: None } }
+    Command::RegisterNode {
+        node: node(number),
+        limits: NodeLimits { physical, overcommit: Overcommit::default(), sandboxes: None },
+    }
 }
 
 impl Cluster {
