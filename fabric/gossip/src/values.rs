@@ -312,6 +312,7 @@ pub(crate) mod tests {
                 reason: "asked for".into(),
                 guest_address_randomization: false,
                 network: GuestNetwork::None,
+                seal: fabric_types::Seal::default(),
             },
             hypervisor,
             version: "0.1.0".into(),

@@ -93,6 +93,13 @@ pub struct Seal {
     pub missing: Vec<SealGap>,
 }
 
+impl Seal {
+    /// Whether nothing was found out, as by nodes of earlier versions.
+    pub fn is_unknown(&self) -> bool {
+        self.in_force.is_empty() && self.missing.is_empty()
+    }
+}
+
 /// A part of the seal that a host lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -118,6 +125,6 @@ pub struct Isolation {
     /// The guests' network.
     pub network: GuestNetwork,
     /// What shuts the monitors off from this host.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Seal::is_unknown")]
     pub seal: Seal,
 }

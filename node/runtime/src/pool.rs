@@ -69,6 +69,7 @@ pub(crate) enum Ready {
 
 enum Request {
     Take { shape: Shape, reply: oneshot::Sender<Option<Ready>> },
+    TakeSpare { template: String, reply: oneshot::Sender<Option<Box<Started>>> },
     Learn { template: Template },
     Destroy { reply: oneshot::Sender<()> },
 }
@@ -97,6 +98,13 @@ impl Pool {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Take { shape, reply }).await.ok()?;
         answer.await.ok().flatten()
+    }
+
+    /// A spare with a monitor that waits for memory over this very template, if there is one. Microseconds.
+    pub(crate) async fn take_spare(&self, template: &str) -> Option<Started> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::TakeSpare { template: template.to_owned(), reply }).await.ok()?;
+        answer.await.ok().flatten().map(|spare| *spare)
     }
 
     /// Tells of the template of a shape that was asked for: from now on its clones can be made ahead.

@@ -68,7 +68,7 @@ impl Walk {
         }
         let start = Instant::now();
         let answer = self.carry_out(operation, &before).await;
-        println!("{operation:?}: {expected:?} in {:.1} ms", ms(start));
+        say(&format!("{operation:?}: {expected:?} in {:.1} ms", ms(start)));
         match (expected, &answer) {
             (Expected::Done, Ok(())) | (Expected::Refused, Err(_)) => {}
             (expected, answer) => panic!("{operation:?}: {expected:?}, and it was {answer:?}\n{before:?}"),
@@ -104,7 +104,7 @@ impl Walk {
                 let spec = SandboxSpec { source, ..with_disk(child, gib(parent)) };
                 let child = RunRequest { spec, generation: Generation(before.next_generation(child)) };
                 let outcome = self.runtime().fork(&id(parent), generation, vec![child]).await?;
-                println!("stop {} us", outcome.stop_us);
+                say(&format!("stop {} us", outcome.stop_us));
                 outcome.children.into_iter().next().expect("one was asked for").map(drop)
             }
             Operation::Snapshot(number) => {
@@ -204,7 +204,7 @@ async fn walk(swaps: bool, seed: u64) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let steps = number("ATOLL_MODEL_STEPS").map_or(STEPS, |steps| usize::try_from(steps).expect("small"));
     let seed = number("ATOLL_MODEL_SEED").unwrap_or(seed);
-    println!("ATOLL_MODEL_SEED={seed} ATOLL_MODEL_STEPS={steps}");
+    say(&format!("ATOLL_MODEL_SEED={seed} ATOLL_MODEL_STEPS={steps}"));
     let store = place.store().await;
     let model = Model::new(DISK_GIB, swaps);
     let mut walk = Walk { place, store, runtime: None, model, snapshots: BTreeMap::new(), swaps };
@@ -226,4 +226,9 @@ async fn vm_random_operations_meet_the_model() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vm_random_operations_meet_the_model_where_what_is_paused_goes_to_disk() {
     walk(true, 2).await;
+}
+
+/// A line for whoever reads the test's output. Standard error may be closed; then nobody reads it.
+fn say(line: &str) {
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{line}\n"));
 }

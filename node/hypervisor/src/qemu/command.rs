@@ -8,15 +8,15 @@
 //! What a clone has for itself under TCG (written pages, QEMU 7.2, default shape), MiB:
 //!
 //! ```text
-//! 22     loaded, with kernel and initramfs left out (17 more with them) and huge pages as QEMU asks for them
-//! 14     loaded, without huge pages: tables and translated code are allocated by 4 KiB (the keeper's prctl)
-//! 20     ... and has its identity        } translated code, 544 bytes for each block of 4 guest instructions and 70
-//! 31     ... and has run a shell command } for finding it, and 4 of guest memory
-//! 55     ... and has started python once, which a warm interpreter saves
+//! 14-17  loaded, with kernel and initramfs left out (17 more with them)
+//! 20-22  ... and has its identity
+//! 31-32  ... and has run a shell command
+//! 55     ... and has run python once, as a clone of the pool has
 //! ```
 //!
-//! Of the 14, 5 are QEMU's heap, 4 relocated pages of its program and libraries, 2 the guest's. A smaller cache of
-//! translated code would bound the rest, and cost each command that no longer fits 100 ms; so it isn't smaller.
+//! Of the 55, 31 are translated code, 6.6 the guest's memory, 5 QEMU's heap, 4 relocated pages of its program and
+//! libraries. Without huge pages (the keeper's prctl) it is 2.7 less. A smaller cache of translated code would bound the
+//! largest part, and have every program that no longer fits translated again; so it isn't smaller.
 
 use std::path::Path;
 

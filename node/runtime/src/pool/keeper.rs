@@ -183,6 +183,14 @@ impl Keeper {
                     Err(Some(Ready::Started(spare))) => self.spares.push_front(*spare),
                 }
             }
+            Request::TakeSpare { template, reply } => {
+                let fits = |spare: &Started| spare.template.name == template && spare.monitor.is_some();
+                let spare = self.spares.iter().position(fits).and_then(|at| self.spares.remove(at));
+                if let Err(Some(spare)) = reply.send(spare.map(Box::new)) {
+                    // Whoever asked has gone away.
+                    self.spares.push_front(*spare);
+                }
+            }
             Request::Learn { template } => {
                 if let Some(shelf) = self.shelves.get_mut(&template.shape) {
                     shelf.template = Some(template);

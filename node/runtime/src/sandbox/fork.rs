@@ -12,14 +12,16 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fabric_types::{PhaseEvent, Shape};
-use node_hypervisor::{MemorySource, SnapshotFiles, SnapshotTaken, copy_sparse};
+use node_hypervisor::{MemorySource, SnapshotFiles, SnapshotTaken, Vm, copy_sparse};
 use tokio::time::Instant;
 
 use super::driver::Driver;
 use super::verbs::micros;
 use crate::durable::{self, At, blocking};
+use crate::pool::Started;
 use crate::{RuntimeError, identity, machine};
 
 /// A parent at one moment, for its children to be made of.
@@ -97,17 +99,44 @@ impl Driver {
             what: "fork".to_owned(),
             cause: format!("the parent's template {} is not here any more", frozen.template),
         })?;
-        let (home, folder) = self.settle(&template).await?;
-        let (from, to) = (frozen.files.disk.clone(), home.disk());
-        blocking(move || copy_sparse(&from, &to)).await?;
-        let settled_us = micros(begun);
-        let snapshot = SnapshotFiles { disk: home.disk(), ..frozen.files.clone() };
-        let memory = MemorySource::Restore { template: template.dir, snapshot };
-        let vm = machine::make(context.driver.as_ref(), self.plan(&home, folder, memory)).await?;
+        let filled = match context.pool.take_spare(&frozen.template).await {
+            Some(spare) => self.fill_spare(spare, frozen).await,
+            None => None,
+        };
+        let vm = match filled {
+            Some(vm) => vm,
+            None => {
+                let (home, folder) = self.settle(&template).await?;
+                let (from, to) = (frozen.files.disk.clone(), home.disk());
+                blocking(move || copy_sparse(&from, &to)).await?;
+                let snapshot = SnapshotFiles { disk: home.disk(), ..frozen.files.clone() };
+                let memory = MemorySource::Restore { template: template.dir, snapshot };
+                machine::make(context.driver.as_ref(), self.plan(&home, folder, memory)).await?
+            }
+        };
         let made_us = micros(begun);
         let budget = self.come_alive(vm).await?;
-        tracing::debug!(took_us = micros(begun), waited_us, settled_us, made_us, ?budget, "child of a fork lives");
+        tracing::debug!(took_us = micros(begun), waited_us, made_us, ?budget, "child of a fork lives");
         Ok(())
+    }
+
+    /// A monitor that was started ahead, with its folder, disk and port, takes the parent's memory. Until the child's record
+    /// is there it is a clone that isn't ready, which a start of the node removes.
+    /// None where that fails, with nothing left of it.
+    async fn fill_spare(&mut self, spare: Started, frozen: &Frozen) -> Option<Arc<dyn Vm>> {
+        let Started { home, folder, template, port, monitor } = spare;
+        self.home = Some(home);
+        self.record.machine = Some(folder);
+        self.record.port = port;
+        self.record.template = template.name;
+        match monitor?.restore(frozen.files.clone()).await {
+            Ok(vm) => Some(Arc::from(vm)),
+            Err(error) => {
+                tracing::warn!(%error, "a spare couldn't take a fork's memory; starting a monitor for it");
+                self.undo().await;
+                None
+            }
+        }
     }
 }
 

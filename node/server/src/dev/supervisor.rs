@@ -226,7 +226,9 @@ fn welcome(layout: &Layout, record: &Record, took: Duration) -> String {
 fn network(kind: Option<&str>) -> &'static str {
     match kind {
         Some("tap") => "guests reach public addresses through the node's packet filter",
-        Some("passt") => "guests reach what this machine reaches, through passt, which filters little",
+        Some("passt") => {
+            "guests reach what this machine reaches, through passt, which filters nothing: a guest that forges a frame reaches this machine's loopback"
+        }
         Some("none") => "guests reach no network (why: atoll status)",
         Some(_) | None => "unknown",
     }
