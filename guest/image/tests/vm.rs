@@ -123,7 +123,9 @@ async fn a_guest_of_its_own(host: &Host) {
         host.sh("findmnt -n -o FSTYPE / 2>/dev/null || awk '$2==\"/\"{print $3}' /proc/mounts").await,
         "overlay\n"
     );
-    assert_eq!(host.sh("ls -d /modules /newroot 2>&1 | wc -l; ls /sys/class/net").await, "2\nlo\n");
+    // The card is there and down: this identity has no network.
+    let seen = host.sh("ls -d /modules /newroot 2>&1 | wc -l; ls /sys/class/net; ip -br addr show eth0").await;
+    assert!(seen.starts_with("2\neth0\nlo\n") && seen.contains("DOWN") && !seen.contains('.'), "{seen}");
     assert_eq!(host.sh("for p in git curl node python3 ssh ip ps; do command -v $p; done | wc -l").await, "7\n");
     assert_eq!(
         host.sh("python3 -c 'import ssl, socket; s = socket.create_server((\"127.0.0.1\", 0)); print(1)'").await,

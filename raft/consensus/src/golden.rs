@@ -16,7 +16,10 @@ use crate::record;
 use crate::types::{Entry, LogId, Member, RaftNode, Types, Vote};
 use crate::wire::{Call, decode_body, decode_request, encode_request};
 
-const GOLDEN: &str = include_str!("../tests/golden/records.v1.jsonl");
+/// With commands of version 2.
+const GOLDEN: &str = include_str!("../tests/golden/records.v2.jsonl");
+/// With commands of version 1, as earlier programs wrote them.
+const EARLIER: &str = include_str!("../tests/golden/records.v1.jsonl");
 
 type LeaderIdOf = <Types<Placement> as openraft::RaftTypeConfig>::LeaderId;
 
@@ -39,7 +42,7 @@ fn entries() -> Vec<Entry<Placement>> {
 
 fn text<T: Serialize>(value: &T) -> String {
     let record = record::encode("a record", value).expect("a record");
-    assert_eq!(record[0], 1, "the golden file is of version 1");
+    assert_eq!(record[0], 1, "the golden files' records are of version 1");
     String::from_utf8(record[1..].to_vec()).expect("JSON is text")
 }
 
@@ -70,13 +73,14 @@ fn lines() -> Vec<(String, Again)> {
 }
 
 #[test]
-fn records_are_written_as_version_1_and_read_back() {
-    let golden: Vec<_> = GOLDEN.lines().collect();
+fn records_are_written_as_frozen_and_those_of_earlier_commands_are_read() {
+    let golden: Vec<_> = GOLDEN.lines().zip(EARLIER.lines()).collect();
     let lines = lines();
     assert_eq!(lines.len(), golden.len(), "{}", lines.iter().map(|(l, _)| l.as_str()).collect::<Vec<_>>().join("\n"));
-    for ((written, again), golden) in lines.iter().zip(golden) {
+    for ((written, again), (golden, earlier)) in lines.iter().zip(golden) {
         assert_eq!(written, golden, "the written form has changed");
         assert_eq!(again(golden), golden, "it doesn't read back");
+        assert_eq!(again(earlier), golden, "what an earlier program wrote doesn't read");
     }
 }
 
