@@ -8,9 +8,9 @@ use std::os::fd::RawFd;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
-use rtnetlink::{Error, Handle, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::contract::NetworkFault;
 use crate::plan::{Link, MTU, Number};
@@ -121,16 +121,17 @@ impl Links {
         Ok(all.into_iter().filter_map(of).collect())
     }
 
-    /// Makes a pair of ends, one of them in another namespace.
+    /// Makes a pair of ends, one of them in another namespace: made there, since its name is every node's, and two that
+    /// start at once would meet in this one.
     pub(crate) async fn pair(&self, here: &str, there: &str, namespace: RawFd) -> Result<(), NetworkFault> {
-        let what = || format!("make the link {here}");
-        let pair = LinkVeth::new(here, there).mtu(u32::from(MTU)).build();
-        self.handle.link().add(pair).execute().await.map_err(|cause| fault(what(), cause))?;
-        let Some(index) = self.index(there).await? else {
-            return Err(fault(what(), "its other end is missing"));
-        };
-        let moved = LinkUnspec::new_with_index(index).setns_by_fd(namespace).build();
-        self.handle.link().set(moved).execute().await.map_err(|cause| fault(what(), cause))
+        let other = LinkMessageBuilder::<LinkUnspec>::new().name(there).setns_by_fd(namespace).build();
+        let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+            .name(here)
+            .mtu(u32::from(MTU))
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(other)))
+            .build();
+        let made = self.handle.link().add(pair).execute().await;
+        made.map_err(|cause| fault(format!("make the link {here}"), cause))
     }
 
     /// Gives a link an address and brings it up. That it has it already is no error.

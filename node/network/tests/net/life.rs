@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use fabric_types::{GuestNetwork, NetworkPolicy};
-use node_network::{NetworkFault, Networks, Port};
+use node_network::{NetworkConfig, NetworkFault, Networks, Port};
 
 use crate::guest::{Guest, Said, is_dead, lives};
 use crate::lab::{Lab, OTHER, PUBLIC, eventually};
@@ -198,4 +198,24 @@ async fn without_the_right_to_make_taps_guests_have_none_and_the_reason_is_said(
     assert!(Networks::start(config).await.is_err());
     let left = Command::new("ip").args(["netns", "list"]).output().expect("listed");
     assert!(!String::from_utf8_lossy(&left.stdout).contains(&format!("atoll-{}", lab.tag)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_of_one_host_start_at_the_same_moment() {
+    let Some(lab) = Lab::new() else { return };
+    let tags: Vec<String> = (0..6).map(|number| format!("{}{number}", &lab.tag[..lab.tag.len().min(7)])).collect();
+    let starts = tags.iter().map(|tag| Networks::start(NetworkConfig { tag: tag.clone(), ..lab.config() }));
+    let started = futures::future::join_all(starts).await;
+    let reasons: Vec<String> = started
+        .iter()
+        .map(|started| match started {
+            Ok(networks) if networks.kind() == GuestNetwork::Tap => String::new(),
+            Ok(networks) => networks.reason().to_owned(),
+            Err(error) => error.to_string(),
+        })
+        .collect();
+    for networks in started.into_iter().flatten() {
+        networks.stop(true).await;
+    }
+    assert!(reasons.iter().all(String::is_empty), "{reasons:?}");
 }
