@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures::future::select;
-use gateway_sdk::v1;
+use gateway_sdk::{ClientError, v1};
 
 use crate::place::{Place, command};
 use crate::statistics::{Fact, Ratio, Row};
@@ -47,8 +47,12 @@ pub(crate) fn beside_abuse(place: &Place) -> anyhow::Result<(Vec<Row>, Vec<Fact>
         let what = format!("exec p99 beside {} / alone", abuse.name);
         facts.extend(Ratio::of_p99(&what, &samples, &alone, 2.0).map(|ratio| ratio.0));
         rows.push(Row::of(abuse.name, samples));
-        // What misbehaved still answers, and is taken away as any other.
-        place.run(&other.id, "rm -f /root/fill; echo hi")?;
+        // What misbehaved still answers, be it with a sentence on which limit it has reached, and is taken away as any other.
+        match place.mesh.wait(place.client.exec(&other.id, &command("rm -f /root/fill; echo hi"))) {
+            Ok(result) => ensure!(result.stdout == "hi\n", "after {} it said {result:?}", abuse.name),
+            Err(ClientError::Api(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
         place.delete(&other.id)?;
         place.wait_for_pool()?;
     }
