@@ -198,7 +198,9 @@ pub(super) fn keeper_of(mesh: &Mesh, sandbox: &Sandbox) -> anyhow::Result<Proces
     for room in ["sandboxes", "pool"] {
         for home in std::fs::read_dir(mesh.data().join(name).join(room)).into_iter().flatten().flatten() {
             let record = std::fs::read_to_string(home.path().join("sandbox.json")).unwrap_or_default();
-            if !record.contains(&sandbox.id) {
+            // A fork's child names its parent in its record too.
+            let record: serde_json::Value = serde_json::from_str(&record).unwrap_or_default();
+            if record["spec"]["id"] != sandbox.id.as_str() {
                 continue;
             }
             let home = home.path().to_string_lossy().into_owned();
