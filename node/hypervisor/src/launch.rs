@@ -5,15 +5,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use fabric_types::HypervisorKind;
+use fabric_types::{Fit, HypervisorKind};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
 use crate::durable::{read_json, remove_file};
-use crate::keeper::{ASK_LIMIT, EndRecord, Here, Keeper, Request, SCHEMA, VmRecord};
+use crate::keeper::{ASK_LIMIT, EndRecord, Here, Keeper, Request, SCHEMA, VmRecord, check_runs};
 use crate::process::{ProcessRef, Usage, boot_id};
 use crate::seal::release;
-use crate::{BoottimeMs, Counters, MemorySource, VmError, VmFolder, VmSpec};
+use crate::template::TemplateManifest;
+use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, VmError, VmFolder, VmSpec};
 
 /// How long an ending keeper or monitor may take to be gone once it was killed: freeing a large guest's memory.
 const GONE_LIMIT: Duration = Duration::from_secs(5);
@@ -24,6 +25,8 @@ const END_LIMIT: Duration = Duration::from_secs(7);
 /// How long a monitor that closed its socket, and its keeper after it, may take to end: a crash takes longer than an
 /// exit.
 pub(crate) const EXIT_LIMIT: Duration = Duration::from_secs(1);
+/// How long moving private pages may take: 64 GiB at 1 GiB/s.
+pub(crate) const PAGES_LIMIT: Duration = Duration::from_secs(64);
 /// Between two looks at a keeper that refuses to say more: it has too many connections.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -40,6 +43,22 @@ pub(crate) fn check_files(spec: &VmSpec) -> Result<(), VmError> {
         fs::File::open(path).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The template that a machine starts from, which must fit it.
+pub(crate) fn check_template(fit: &Fit, template: &Path, spec: &VmSpec) -> Result<TemplateManifest, VmError> {
+    let manifest = TemplateManifest::read(template)?;
+    manifest.check(template, fit, spec.shape, &spec.image)?;
+    Ok(manifest)
+}
+
+/// Refuses a snapshot whose pages don't lie within its template's memory.
+pub(crate) fn check_pages(snapshot: &SnapshotFiles, template: &TemplateManifest) -> Result<(), VmError> {
+    check_runs(&snapshot.runs, template.memory_bytes).map_err(|source| VmError::File {
+        action: "restore the pages of",
+        path: snapshot.pages.clone(),
+        source,
+    })
 }
 
 /// Adds what the monitor said on its standard error, if the error comes from its end, which is awaited as `process`:

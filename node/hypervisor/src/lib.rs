@@ -7,6 +7,7 @@
 //! cloud_hypervisor    Cloud Hypervisor over its REST API
 //! keeper              the small process that is a monitor's parent and outlives the node
 //! launch              what both drivers do around a keeper
+//! spare               a monitor that was started ahead, as both drivers give it out
 //! seal                what shuts keeper and monitor off from the host, and limits them
 //! host                what the processor and kernel offer
 //! template, disk      the files that machines start from
@@ -27,6 +28,7 @@ mod probe;
 mod process;
 mod qemu;
 pub mod seal;
+mod spare;
 mod sweep;
 mod sys;
 mod template;

@@ -175,7 +175,9 @@ pub(crate) fn judge(phase: &Phase, ask: Ask) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use fabric_types::{FailReason, PhaseEvent, transition};
+    use fabric_types::{PhaseEvent, transition};
+
+    use crate::testing::phases;
 
     use super::*;
 
@@ -192,26 +194,6 @@ mod tests {
         Ask::Connect,
         Ask::Delete,
     ];
-
-    fn phases() -> Vec<Phase> {
-        use Phase::*;
-        let failed = Failed { reason: FailReason::MachineLost("it ended".to_owned()) };
-        vec![
-            Requested,
-            Placed,
-            Starting,
-            Running,
-            Paused,
-            Snapshotting,
-            Stopping,
-            Stopped,
-            Archiving,
-            Archived,
-            Deleting,
-            Gone,
-            failed,
-        ]
-    }
 
     /// The event with which the driver begins the work of an ask, where it has one.
     fn begins_with(ask: Ask) -> Option<PhaseEvent> {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fabric_types::{
-    Intervals, NetworkPolicy, OrganizationId, RegionCode, SandboxId, SandboxSpec, Shape, Source, UnixMillis,
+    FailReason, Intervals, NetworkPolicy, OrganizationId, Phase, RegionCode, SandboxId, SandboxSpec, Shape, Source,
+    UnixMillis,
 };
 use node_hypervisor::ImagePaths;
 
@@ -48,6 +49,27 @@ pub(crate) fn config(root: &Path) -> RuntimeConfig {
         min_free_memory_bytes: 0,
         swap_after: None,
     }
+}
+
+/// One of each phase.
+pub(crate) fn phases() -> Vec<Phase> {
+    use Phase::*;
+    let failed = Failed { reason: FailReason::MachineLost("it ended".to_owned()) };
+    vec![
+        Requested,
+        Placed,
+        Starting,
+        Running,
+        Paused,
+        Snapshotting,
+        Stopping,
+        Stopped,
+        Archiving,
+        Archived,
+        Deleting,
+        Gone,
+        failed,
+    ]
 }
 
 /// Says that a test can't run here, and leaves the reason where the whole run's summary is made.

@@ -10,7 +10,7 @@ use crate::place::{Place, command};
 use crate::statistics::{Fact, Ratio, Row};
 
 /// Commands of the neighbour while the other one misbehaves: enough for a 99th percentile.
-const SAMPLES: usize = 150;
+const SAMPLES: u32 = 150;
 /// How long what misbehaves may go on.
 const ABUSE_SECONDS: u32 = 30;
 
@@ -32,12 +32,7 @@ const ABUSES: &[Abuse] = &[
 pub(crate) fn beside_abuse(place: &Place) -> anyhow::Result<(Vec<Row>, Vec<Fact>)> {
     let neighbour = place.create()?;
     place.wait_for_pool()?;
-    let mut alone = Vec::new();
-    for _ in 0..SAMPLES {
-        let begun = Instant::now();
-        place.echo(&neighbour.id)?;
-        alone.push(begun.elapsed());
-    }
+    let alone = place.echoes(&neighbour.id, SAMPLES)?;
     let mut rows = vec![Row::of("exec of a neighbour, alone", alone.clone())];
     let mut facts = Vec::new();
     for abuse in ABUSES {

@@ -102,11 +102,21 @@ impl Place {
         Ok(result.stdout)
     }
 
+    /// `echo` in a sandbox, so many times, each timed.
+    pub(crate) fn echoes(&self, sandbox: &str, count: u32) -> anyhow::Result<Vec<Duration>> {
+        (0..count).map(|_| timed(|| self.echo(sandbox)).map(|(took, ())| took)).collect()
+    }
+
+    /// A pool of the mesh that isn't full, if there is one.
+    pub(crate) fn lacking_pool(&self) -> anyhow::Result<Option<v1::Pool>> {
+        let seen = self.mesh.wait(self.client.mesh())?;
+        Ok(seen.nodes.into_iter().flat_map(|node| node.pools).find(|pool| pool.warm < pool.target))
+    }
+
     /// Waits until every pool of the mesh is full: all its nodes share this machine's cores.
     pub(crate) fn wait_for_pool(&self) -> anyhow::Result<()> {
         eventually("every pool is full", FILL_LIMIT, || {
-            let seen = self.mesh.wait(self.client.mesh())?;
-            let lacking = seen.nodes.iter().flat_map(|node| &node.pools).find(|pool| pool.warm < pool.target);
+            let lacking = self.lacking_pool()?;
             ensure!(lacking.is_none(), "not full: {lacking:?}");
             Ok(())
         })?;

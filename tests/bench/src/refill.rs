@@ -23,7 +23,7 @@ pub(crate) struct Refilled {
 pub(crate) fn after_twenty(place: &Place, rounds: u32) -> anyhow::Result<Refilled> {
     let neighbour = place.create()?;
     place.wait_for_pool()?;
-    let quiet = samples(place, &neighbour.id, 200)?;
+    let quiet = place.echoes(&neighbour.id, 200)?;
     let (mut busy, mut took) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         place.wait_for_pool()?;
@@ -32,8 +32,8 @@ pub(crate) fn after_twenty(place: &Place, rounds: u32) -> anyhow::Result<Refille
             taken.push(place.create()?.id);
         }
         let begun = Instant::now();
-        while !full(place)? {
-            busy.extend(samples(place, &neighbour.id, 5)?);
+        while place.lacking_pool()?.is_some() {
+            busy.extend(place.echoes(&neighbour.id, 5)?);
             ensure!(begun.elapsed() < LIMIT, "the pool is not full after {} s", LIMIT.as_secs());
         }
         took.push(begun.elapsed());
@@ -49,19 +49,4 @@ pub(crate) fn after_twenty(place: &Place, rounds: u32) -> anyhow::Result<Refille
         [Row::of("exec of a neighbour, pool full", quiet), Row::of("exec of a neighbour while the pool fills", busy)];
     let fact = Fact::at_most("pool of 20 full again after 20 creates, median, s", median.as_secs_f64(), 6.0);
     Ok(Refilled { rows: rows.into_iter().flatten().collect(), ratio, facts: vec![fact] })
-}
-
-fn samples(place: &Place, sandbox: &str, count: u32) -> anyhow::Result<Vec<Duration>> {
-    (0..count)
-        .map(|_| {
-            let begun = Instant::now();
-            place.echo(sandbox)?;
-            Ok(begun.elapsed())
-        })
-        .collect()
-}
-
-fn full(place: &Place) -> anyhow::Result<bool> {
-    let seen = place.mesh.wait(place.client.mesh())?;
-    Ok(seen.nodes.iter().flat_map(|node| &node.pools).all(|pool| pool.warm >= pool.target))
 }

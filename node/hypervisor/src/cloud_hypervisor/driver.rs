@@ -14,14 +14,15 @@ use super::CloneMemory;
 use super::api::{Api, check_version, words};
 use super::config::Common;
 use super::machine::{CloudHypervisorMachine, told};
-use super::start::{CloudHypervisorSpare, Started};
+use super::start::Started;
 use crate::host::host_features;
-use crate::keeper::{KeeperProgram, check_runs};
-use crate::launch::{adoptable, check_files};
+use crate::keeper::KeeperProgram;
+use crate::launch::{adoptable, check_files, check_pages, check_template};
 use crate::seal::findings;
+use crate::spare::{Ahead, Waiting};
 use crate::sys::landlock_version;
-use crate::template::{self, TemplateManifest};
-use crate::{Hypervisor, MemorySource, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
+use crate::template;
+use crate::{Hypervisor, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `--version` may take on a host that is busy.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
@@ -124,9 +125,9 @@ impl CloudHypervisorDriver {
         match &spec.memory {
             MemorySource::Boot => Ok(()),
             MemorySource::BootTemplate { template } => template::prepare(template),
-            MemorySource::BootOver { template } => self.check_template(template, spec).map(drop),
+            MemorySource::BootOver { template } => check_template(&self.fit, template, spec).map(drop),
             MemorySource::Clone { template } => {
-                let manifest = self.check_template(template, spec)?;
+                let manifest = check_template(&self.fit, template, spec)?;
                 if manifest.blank {
                     let why = format!("the template in {} is blank: machines boot over it", template.display());
                     return Err(VmError::Unsupported { verb: "clone", why });
@@ -134,16 +135,10 @@ impl CloudHypervisorDriver {
                 Ok(())
             }
             MemorySource::Restore { template, snapshot } => {
-                let manifest = self.check_template(template, spec)?;
+                let manifest = check_template(&self.fit, template, spec)?;
                 check_pages(snapshot, &manifest)
             }
         }
-    }
-
-    fn check_template(&self, template: &Path, spec: &VmSpec) -> Result<TemplateManifest, VmError> {
-        let manifest = TemplateManifest::read(template)?;
-        manifest.check(template, &self.fit, spec.shape, &spec.image)?;
-        Ok(manifest)
     }
 }
 
@@ -172,7 +167,7 @@ impl Hypervisor for CloudHypervisorDriver {
         check_files(&spec)?;
         self.check(&spec)?;
         let started = Started::start(&self.config, &self.fit, &self.common, spec, true).await?;
-        Ok(Box::new(CloudHypervisorSpare::new(started)))
+        Ok(Box::new(Ahead::new(started)))
     }
 
     async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError> {
@@ -188,15 +183,6 @@ impl Hypervisor for CloudHypervisorDriver {
         machine.forget_kernel().await?;
         Ok(Box::new(machine))
     }
-}
-
-/// Refuses a snapshot whose pages don't lie in the template's memory.
-pub(super) fn check_pages(snapshot: &SnapshotFiles, template: &TemplateManifest) -> Result<(), VmError> {
-    check_runs(&snapshot.runs, template.memory_bytes).map_err(|source| VmError::File {
-        action: "restore the pages of",
-        path: snapshot.pages.clone(),
-        source,
-    })
 }
 
 async fn ask_version(program: &Path) -> Result<String, VmError> {

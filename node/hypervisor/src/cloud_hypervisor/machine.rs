@@ -18,12 +18,11 @@ use tokio::time::{sleep, timeout};
 use super::api::Api;
 use super::config::{channel_socket, kernel_link, monitor_folder};
 use super::saved::{SavedState, empty_folder, memory_ranges, remove_folders};
-use super::start::{PAGES_LIMIT, runs_file};
 use super::{CloneMemory, memory};
 use crate::disk::copy_sparse;
 use crate::durable::remove_file;
 use crate::keeper::{Here, Keeper, Request, read_runs};
-use crate::launch::Kept;
+use crate::launch::{Kept, PAGES_LIMIT};
 use crate::template;
 use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState};
 
@@ -148,8 +147,7 @@ impl CloudHypervisorMachine {
         }
         self.save_devices(&folder).await?;
         let memory = template::memory_file(template);
-        let request =
-            Request::SavePages { memory, pages: files.pages.clone(), runs: runs_file(&self.kept.spec.folder) };
+        let request = Request::SavePages { memory, pages: files.pages.clone(), runs: self.kept.spec.folder.runs() };
         let reply = self.kept.keeper.ask(&request, "save_pages", PAGES_LIMIT).await?;
         tracing::debug!(label = self.kept.spec.label, ?reply, "private pages saved");
         Ok(())
@@ -184,7 +182,7 @@ impl CloudHypervisorMachine {
     /// Makes one snapshot's files of what was written, while the machine goes on.
     async fn finish_snapshot(&self, files: SnapshotFiles, template: &Path) -> Result<SnapshotFiles, VmError> {
         let (folder, mode, template) = (self.folder(), self.mode, template.to_owned());
-        let path = runs_file(&self.kept.spec.folder);
+        let path = self.kept.spec.folder.runs();
         self.blocking("finish", &self.kept.spec.folder.dir, move || {
             SavedState::take(&folder)?.write(&files.device_state)?;
             let runs = if mode == CloneMemory::Mapped {

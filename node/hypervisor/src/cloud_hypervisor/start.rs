@@ -15,9 +15,7 @@ use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use async_trait::async_trait;
 use fabric_types::{Fit, HypervisorKind};
 use serde_json::Value;
 use tokio::task::spawn_blocking;
@@ -27,7 +25,7 @@ use super::config::{
     Common, Optional, boot_config, card_config, channel_folder, channel_socket, kernel_link, loaded_config,
     monitor_folder,
 };
-use super::driver::{CloudHypervisorConfig, check_pages};
+use super::driver::CloudHypervisorConfig;
 use super::machine::CloudHypervisorMachine;
 use super::saved::{SavedState, config_file, empty_folder, make_folders, memory_ranges, remove_folders, state_file};
 use super::{CloneMemory, card, memory};
@@ -36,15 +34,14 @@ use crate::durable::remove_file;
 use crate::keeper::{
     Creator, Here, Keeper, KeeperConfig, ListenerConfig, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
 };
-use crate::launch::{clear_after, explained};
+use crate::launch::{PAGES_LIMIT, check_pages, clear_after, explained};
 use crate::seal::SealRequest;
+use crate::spare::Waiting;
 use crate::template::{TemplateManifest, memory_file, state_file as template_state};
-use crate::{MemorySource, NetworkDevice, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
+use crate::{MemorySource, NetworkDevice, SnapshotFiles, VmError, VmFolder, VmSpec};
 
 /// The device that memory on demand is served by (Linux 6.1).
 const USERFAULTFD: &str = "/dev/userfaultfd";
-/// How long moving private pages may take: 64 GiB at 1 GiB/s.
-pub(super) const PAGES_LIMIT: Duration = Duration::from_secs(64);
 
 /// A monitor that waits, and its keeper.
 pub(super) struct Started {
@@ -119,7 +116,7 @@ impl Started {
                 state_file(folder),
                 memory_ranges(folder),
                 folder.to_owned(),
-                runs_file(&spec.folder),
+                spec.folder.runs(),
             ],
             ahead,
             seal: needs(folder, common.clone_memory, &spec),
@@ -129,32 +126,6 @@ impl Started {
         match api.ping().await {
             Ok(()) => Ok(Self { spec, fit: fit.clone(), common: common.clone(), plan, keeper, creator, here, api }),
             Err(error) => Err(failed(error, &spec.folder, creator, here).await),
-        }
-    }
-
-    /// Loads the machine and has the keeper keep it.
-    pub(super) async fn load(self) -> Result<CloudHypervisorMachine, VmError> {
-        let Self { spec, fit, common, plan, keeper, creator, here, api } = self;
-        if let Err(error) = fill(&spec, &common, plan, &keeper, &api).await {
-            return Err(failed(error, &spec.folder, creator, here).await);
-        }
-        match creator.confirm().await {
-            Ok(()) => Ok(CloudHypervisorMachine::new(spec, fit, common.clone_memory, keeper, here, api)),
-            Err(error) => {
-                clear_after(&spec.folder, Some(here)).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// What was started for a clone becomes the restore of a snapshot over the same template.
-    async fn restore(mut self, snapshot: SnapshotFiles) -> Result<CloudHypervisorMachine, VmError> {
-        match self.turn_to(snapshot).await {
-            Ok(()) => self.load().await,
-            Err(error) => {
-                self.discard().await;
-                Err(error)
-            }
         }
     }
 
@@ -184,6 +155,40 @@ impl Started {
         let (folder, tap) = (folder.clone(), card.take().or(late.take()));
         self.plan = plan(&folder, &self.common, &self.spec, tap).await?;
         Ok(())
+    }
+}
+
+impl Waiting for Started {
+    type Machine = CloudHypervisorMachine;
+
+    fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
+    /// Loads the machine and has the keeper keep it.
+    async fn load(self) -> Result<CloudHypervisorMachine, VmError> {
+        let Self { spec, fit, common, plan, keeper, creator, here, api } = self;
+        if let Err(error) = fill(&spec, &common, plan, &keeper, &api).await {
+            return Err(failed(error, &spec.folder, creator, here).await);
+        }
+        match creator.confirm().await {
+            Ok(()) => Ok(CloudHypervisorMachine::new(spec, fit, common.clone_memory, keeper, here, api)),
+            Err(error) => {
+                clear_after(&spec.folder, Some(here)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What was started for a clone becomes the restore of a snapshot over the same template.
+    async fn restore(mut self, snapshot: SnapshotFiles) -> Result<CloudHypervisorMachine, VmError> {
+        match self.turn_to(snapshot).await {
+            Ok(()) => self.load().await,
+            Err(error) => {
+                self.discard().await;
+                Err(error)
+            }
+        }
     }
 
     async fn discard(self) {
@@ -261,7 +266,7 @@ fn fill_folder(
             memory::assemble(&memory_file(template), &snapshot.pages, &snapshot.runs, &memory_ranges(folder))
         }
         (MemorySource::Restore { snapshot, .. }, CloneMemory::Mapped) => {
-            let runs = runs_file(&spec.folder);
+            let runs = spec.folder.runs();
             write_runs(&runs, &snapshot.runs).map_err(|source| VmError::File { action: "write", path: runs, source })
         }
         (MemorySource::Clone { .. }, CloneMemory::Mapped)
@@ -289,7 +294,7 @@ async fn fill(spec: &VmSpec, common: &Common, plan: Plan, keeper: &Keeper, api: 
     };
     api.restore(&folder, common.clone_memory, card.as_ref()).await?;
     if let (MemorySource::Restore { template, snapshot }, CloneMemory::Mapped) = (&spec.memory, common.clone_memory) {
-        let (memory, runs) = (memory_file(template), runs_file(&spec.folder));
+        let (memory, runs) = (memory_file(template), spec.folder.runs());
         let request = Request::LayPages { memory, pages: snapshot.pages.clone(), runs: runs.clone() };
         let reply = keeper.ask(&request, "lay_pages", PAGES_LIMIT).await?;
         tracing::debug!(label = spec.label, ?reply, "private pages laid over the template's");
@@ -317,59 +322,4 @@ async fn failed(error: VmError, folder: &VmFolder, creator: Creator, here: Here)
     // The keeper has removed them, unless it was killed.
     let _ = remove_folders(folder);
     error
-}
-
-/// Where runs lie while the keeper reads or writes them: where the monitor sees nothing.
-pub(super) fn runs_file(folder: &VmFolder) -> PathBuf {
-    folder.dir.join("runs")
-}
-
-/// A clone's monitor, started ahead of its use.
-pub(super) struct CloudHypervisorSpare {
-    spec: VmSpec,
-    /// None only after it was taken.
-    started: Option<Started>,
-}
-
-impl CloudHypervisorSpare {
-    pub(super) fn new(started: Started) -> Self {
-        Self { spec: started.spec.clone(), started: Some(started) }
-    }
-}
-
-#[async_trait]
-impl Spare for CloudHypervisorSpare {
-    fn spec(&self) -> &VmSpec {
-        &self.spec
-    }
-
-    async fn load(mut self: Box<Self>) -> Result<Box<dyn Vm>, VmError> {
-        let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
-        let started = self.started.take().ok_or_else(gone)?;
-        Ok(Box::new(started.load().await?))
-    }
-
-    async fn restore(mut self: Box<Self>, snapshot: SnapshotFiles) -> Result<Box<dyn Vm>, VmError> {
-        let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
-        let started = self.started.take().ok_or_else(gone)?;
-        Ok(Box::new(started.restore(snapshot).await?))
-    }
-
-    async fn discard(mut self: Box<Self>) {
-        if let Some(started) = self.started.take() {
-            started.discard().await;
-        }
-    }
-}
-
-impl Drop for CloudHypervisorSpare {
-    /// The creator's connection closes, and the keeper ends all; small files are removed when the runtime still runs,
-    /// else by the next start in the folder.
-    fn drop(&mut self) {
-        if let Some(started) = self.started.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(started.discard());
-        }
-    }
 }

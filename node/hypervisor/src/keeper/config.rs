@@ -102,6 +102,11 @@ impl VmFolder {
         self.dir.join("keeper.log")
     }
 
+    /// Where the runs of pages lie while the keeper reads or writes them: the monitor sees nothing there.
+    pub(crate) fn runs(&self) -> PathBuf {
+        self.dir.join("runs")
+    }
+
     pub(crate) fn keeper_socket(&self) -> PathBuf {
         self.run.join("k")
     }

@@ -14,18 +14,17 @@ use tokio::time::timeout;
 use super::command::{TCG_CPU, TCG_FEATURES};
 use super::machine::QemuMachine;
 use super::qmp::Qmp;
-use super::start::{QemuSpare, Started};
+use super::start::Started;
 use crate::host::host_features;
-use crate::keeper::{KeeperProgram, check_runs};
-use crate::launch::{adoptable, check_files};
+use crate::keeper::KeeperProgram;
+use crate::launch::{adoptable, check_files, check_pages, check_template};
 use crate::seal::findings;
+use crate::spare::{Ahead, Waiting};
 use crate::template::{self, TemplateManifest};
-use crate::{Hypervisor, MemorySource, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
+use crate::{Hypervisor, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec};
 
 /// How long `qemu --version` and the like may take on a host that is busy.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
-/// How long moving private pages may take: 64 GiB at 1 GiB/s.
-pub(super) const PAGES_LIMIT: Duration = Duration::from_secs(64);
 /// The program, when none is configured.
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -102,9 +101,9 @@ impl QemuDriver {
         match &spec.memory {
             MemorySource::Boot => Ok(None),
             MemorySource::BootTemplate { template } => template::prepare(template).map(|()| None),
-            MemorySource::BootOver { template } => self.check_template(template, spec).map(Some),
+            MemorySource::BootOver { template } => check_template(&self.fit, template, spec).map(Some),
             MemorySource::Clone { template } => {
-                let manifest = self.check_template(template, spec)?;
+                let manifest = check_template(&self.fit, template, spec)?;
                 if manifest.blank {
                     let why = format!("the template in {} is blank: machines boot over it", template.display());
                     return Err(VmError::Unsupported { verb: "clone", why });
@@ -112,17 +111,11 @@ impl QemuDriver {
                 Ok(Some(manifest))
             }
             MemorySource::Restore { template, snapshot } => {
-                let manifest = self.check_template(template, spec)?;
+                let manifest = check_template(&self.fit, template, spec)?;
                 check_pages(snapshot, &manifest)?;
                 Ok(Some(manifest))
             }
         }
-    }
-
-    fn check_template(&self, template: &Path, spec: &VmSpec) -> Result<TemplateManifest, VmError> {
-        let manifest = TemplateManifest::read(template)?;
-        manifest.check(template, &self.fit, spec.shape, &spec.image)?;
-        Ok(manifest)
     }
 }
 
@@ -149,7 +142,7 @@ impl Hypervisor for QemuDriver {
         }
         let template = self.check(&spec)?;
         let started = Started::start(&self.config, &self.fit, spec, template, true).await?;
-        Ok(Box::new(QemuSpare::new(started)))
+        Ok(Box::new(Ahead::new(started)))
     }
 
     async fn adopt(&self, folder: &VmFolder) -> Result<Box<dyn Vm>, VmError> {
@@ -167,15 +160,6 @@ pub(super) async fn set_capabilities(qmp: &Qmp, ignore_shared: bool) -> Result<(
         { "capability": "x-ignore-shared", "state": ignore_shared },
     ]});
     qmp.execute("migrate-set-capabilities", capabilities).await.map(drop)
-}
-
-/// Refuses a snapshot whose pages don't lie in the template's memory.
-pub(super) fn check_pages(snapshot: &SnapshotFiles, template: &TemplateManifest) -> Result<(), VmError> {
-    check_runs(&snapshot.runs, template.memory_bytes).map_err(|source| VmError::File {
-        action: "restore the pages of",
-        path: snapshot.pages.clone(),
-        source,
-    })
 }
 
 async fn ask(program: &Path, arguments: &[&str]) -> Result<String, VmError> {

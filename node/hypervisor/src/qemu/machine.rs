@@ -14,11 +14,11 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
 
 use super::command;
-use super::driver::{PAGES_LIMIT, set_capabilities};
+use super::driver::set_capabilities;
 use super::qmp::{Qmp, create_for_qemu};
 use crate::disk::copy_sparse;
 use crate::keeper::{Here, Keeper, Request, read_runs};
-use crate::launch::Kept;
+use crate::launch::{Kept, PAGES_LIMIT};
 use crate::template;
 use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState};
 

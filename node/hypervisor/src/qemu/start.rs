@@ -12,16 +12,15 @@
 //! ends it, killing this node does too.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use fabric_types::{Accelerator, Fit, HypervisorKind};
 use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::command::arguments;
-use super::driver::{PAGES_LIMIT, QemuConfig, check_pages, set_capabilities};
+use super::driver::{QemuConfig, set_capabilities};
 use super::machine::QemuMachine;
 use super::qmp::{Qmp, open_for_qemu};
 use crate::disk::copy_sparse;
@@ -29,10 +28,11 @@ use crate::durable::remove_file;
 use crate::keeper::{
     Creator, Here, Keeper, KeeperConfig, ListenerConfig, Reply, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
 };
-use crate::launch::{clear_after, explained};
+use crate::launch::{PAGES_LIMIT, check_pages, clear_after, explained};
 use crate::seal::SealRequest;
+use crate::spare::Waiting;
 use crate::template::{self, TemplateManifest};
-use crate::{MemorySource, SnapshotFiles, Spare, Vm, VmError, VmFolder, VmSpec};
+use crate::{MemorySource, SnapshotFiles, Vm, VmError, VmFolder, VmSpec};
 
 /// How long loading a machine's device state may take: it is some 300 KiB.
 const LOAD_LIMIT: Duration = Duration::from_secs(15);
@@ -75,7 +75,7 @@ impl Started {
             program: config.program.clone(),
             arguments: arguments(&spec, fit, template.as_ref().is_some_and(|t| t.bare_state), &config.kernel_args),
             listeners: vec![listener("q", folder.monitor_socket()), listener("c", folder.channel_socket())],
-            remove: vec![runs_file(folder)],
+            remove: vec![folder.runs()],
             ahead,
             seal: SealRequest { kvm: fit.accelerator == Accelerator::Kvm, ..SealRequest::default() },
         };
@@ -86,8 +86,32 @@ impl Started {
         }
     }
 
+    /// Checks the snapshot and hands its device state over in the place of the template's.
+    async fn turn_to(&mut self, snapshot: &SnapshotFiles) -> Result<(), VmError> {
+        let (MemorySource::Clone { template }, Some(manifest)) = (&self.spec.memory, &self.template) else {
+            let why = "only a clone's spare has a template to restore over".to_owned();
+            return Err(VmError::Unsupported { verb: "restore a spare", why });
+        };
+        if !manifest.bare_state {
+            let why = format!("the template in {} was saved by an earlier version", template.display());
+            return Err(VmError::Unsupported { verb: "restore a spare", why });
+        }
+        check_pages(snapshot, manifest)?;
+        self.qmp.give_descriptor(STATE, open_for_qemu(&snapshot.device_state)?).await?;
+        self.spec.memory = MemorySource::Restore { template: template.clone(), snapshot: snapshot.clone() };
+        Ok(())
+    }
+}
+
+impl Waiting for Started {
+    type Machine = QemuMachine;
+
+    fn spec(&self) -> &VmSpec {
+        &self.spec
+    }
+
     /// Loads the machine and has the keeper keep it.
-    pub(super) async fn load(self) -> Result<QemuMachine, VmError> {
+    async fn load(self) -> Result<QemuMachine, VmError> {
         let Self { spec, fit, template: _, keeper, creator, here, qmp } = self;
         if let Err(error) = fill(&spec, &keeper, &qmp).await {
             return Err(failed(error, &spec.folder, creator, here).await);
@@ -136,22 +160,6 @@ impl Started {
         }
     }
 
-    /// Checks the snapshot and hands its device state over in the place of the template's.
-    async fn turn_to(&mut self, snapshot: &SnapshotFiles) -> Result<(), VmError> {
-        let (MemorySource::Clone { template }, Some(manifest)) = (&self.spec.memory, &self.template) else {
-            let why = "only a clone's spare has a template to restore over".to_owned();
-            return Err(VmError::Unsupported { verb: "restore a spare", why });
-        };
-        if !manifest.bare_state {
-            let why = format!("the template in {} was saved by an earlier version", template.display());
-            return Err(VmError::Unsupported { verb: "restore a spare", why });
-        }
-        check_pages(snapshot, manifest)?;
-        self.qmp.give_descriptor(STATE, open_for_qemu(&snapshot.device_state)?).await?;
-        self.spec.memory = MemorySource::Restore { template: template.clone(), snapshot: snapshot.clone() };
-        Ok(())
-    }
-
     async fn discard(self) {
         drop(self.qmp);
         drop(self.creator);
@@ -175,7 +183,7 @@ async fn fill(spec: &VmSpec, keeper: &Keeper, qmp: &Qmp) -> Result<(), VmError> 
         MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => return Ok(()),
         MemorySource::Clone { .. } => {}
         MemorySource::Restore { template, snapshot } => {
-            let runs = runs_file(&spec.folder);
+            let runs = spec.folder.runs();
             let failed = |source| VmError::File { action: "write", path: runs.clone(), source };
             write_runs(&runs, &snapshot.runs).map_err(failed)?;
             let memory = template::memory_file(template);
@@ -201,59 +209,4 @@ async fn failed(error: VmError, folder: &VmFolder, creator: Creator, here: Here)
 /// A file's length, bytes; 0 if it isn't there, which whoever opens it next says.
 fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |about| about.len())
-}
-
-/// Where a restore's runs lie while the keeper reads them.
-fn runs_file(folder: &VmFolder) -> PathBuf {
-    folder.dir.join("runs")
-}
-
-/// A clone's monitor, started ahead of its use.
-pub(super) struct QemuSpare {
-    spec: VmSpec,
-    /// None only after it was taken.
-    started: Option<Started>,
-}
-
-impl QemuSpare {
-    pub(super) fn new(started: Started) -> Self {
-        Self { spec: started.spec.clone(), started: Some(started) }
-    }
-}
-
-#[async_trait]
-impl Spare for QemuSpare {
-    fn spec(&self) -> &VmSpec {
-        &self.spec
-    }
-
-    async fn load(mut self: Box<Self>) -> Result<Box<dyn Vm>, VmError> {
-        let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
-        let started = self.started.take().ok_or_else(gone)?;
-        Ok(Box::new(started.load().await?))
-    }
-
-    async fn restore(mut self: Box<Self>, snapshot: SnapshotFiles) -> Result<Box<dyn Vm>, VmError> {
-        let gone = || VmError::Ended { label: self.spec.label.clone(), how: "it was loaded already".to_owned() };
-        let started = self.started.take().ok_or_else(gone)?;
-        Ok(Box::new(started.restore(snapshot).await?))
-    }
-
-    async fn discard(mut self: Box<Self>) {
-        if let Some(started) = self.started.take() {
-            started.discard().await;
-        }
-    }
-}
-
-impl Drop for QemuSpare {
-    /// The creator's connection closes, and the keeper ends all; small files are removed when the runtime still runs,
-    /// else by the next start in the folder.
-    fn drop(&mut self) {
-        if let Some(started) = self.started.take()
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn(started.discard());
-        }
-    }
 }

@@ -1,4 +1,4 @@
-use fabric_types::FailReason;
+use crate::testing::phases;
 use proptest::prelude::*;
 
 use super::*;
@@ -12,26 +12,6 @@ fn minutes(count: u64) -> UnixMillis {
 /// What is due of a sandbox that was created and last used at `START`.
 fn at(phase: &Phase, intervals: Intervals, now: UnixMillis) -> Option<AutoVerb> {
     due(phase, intervals, START, START, now)
-}
-
-fn phases() -> Vec<Phase> {
-    use Phase::*;
-    let failed = Failed { reason: FailReason::Storage("gone".to_owned()) };
-    vec![
-        Requested,
-        Placed,
-        Starting,
-        Running,
-        Paused,
-        Snapshotting,
-        Stopping,
-        Stopped,
-        Archiving,
-        Archived,
-        Deleting,
-        Gone,
-        failed,
-    ]
 }
 
 #[test]
