@@ -8,6 +8,7 @@
 //! keeper              the small process that is a monitor's parent and outlives the node
 //! launch              what both drivers do around a keeper
 //! spare               a monitor that was started ahead, as both drivers give it out
+//! checkpoint          a whole monitor as files, and the way back to a process
 //! seal                what shuts keeper and monitor off from the host, and limits them
 //! host                what the processor and kernel offer
 //! template, disk      the files that machines start from
@@ -17,6 +18,7 @@
 //! ```
 
 pub mod atomic_files;
+mod checkpoint;
 mod cloud_hypervisor;
 mod disk;
 mod durable;
@@ -34,6 +36,7 @@ mod sys;
 mod template;
 mod vm;
 
+pub use checkpoint::{checkpoint_disk, checkpoint_is_current};
 pub use cloud_hypervisor::{CloneMemory, CloudHypervisorConfig, CloudHypervisorDriver};
 pub use disk::{copy_sparse, make_disk};
 pub use keeper::{KeeperProgram, keeper_main};

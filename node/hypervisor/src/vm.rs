@@ -78,6 +78,13 @@ pub struct VmSpec {
     pub disk: PathBuf,
     /// Where memory comes from.
     pub memory: MemorySource,
+    /// Where a checkpoint lies that the machine is a copy of ([`Vm::checkpoint`]): a machine with its whole monitor, what
+    /// that had translated and readied included. It costs no load, and what the copy doesn't write it shares with every
+    /// other copy; it is paused until `resume`, with its channel closed. `memory` is `Clone` then, of the template that
+    /// the machine's memory began from, and `network` of the kind that it had. Nothing but the same program on the same
+    /// boot of the same host can take it up ([`crate::checkpoint_is_current`]); else the error is `Unsupported`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<PathBuf>,
     /// What its network card is plugged into. Every machine has the card, so that templates fit everywhere.
     #[serde(default)]
     pub network: NetworkDevice,
@@ -228,6 +235,13 @@ pub trait Vm: Send + Sync + 'static {
     /// Stops, writes device state, private pages and disk under `into`, and goes on if it ran before. Only for machines
     /// made by `Clone`, `Restore` or `BootOver`: what differs from a template is what is written.
     async fn snapshot(&self, into: &Path) -> Result<SnapshotTaken, VmError>;
+    /// Stops, writes the whole monitor and the disk under `into`, and goes on if it ran before. Only for machines made by
+    /// `Clone` or `Restore`. Its monitor's connections are not part of it: a copy's channel is closed. An
+    /// error of kind `Unsupported` where the driver or the host can't; then [`Vm::snapshot`] is the way.
+    async fn checkpoint(&self, into: &Path) -> Result<CheckpointTaken, VmError> {
+        let why = format!("this driver's monitors can't be copied (into {})", into.display());
+        Err(VmError::Unsupported { verb: "checkpoint", why })
+    }
     /// Tells a running or paused machine that its own disk's file has grown to `bytes`.
     async fn resize_disk(&self, bytes: u64) -> Result<(), VmError> {
         Err(VmError::Unsupported {
@@ -258,6 +272,15 @@ pub struct SnapshotTaken {
     pub files: SnapshotFiles,
     /// Microseconds that the processors stood still.
     pub stop_us: u64,
+}
+
+/// A finished `Vm::checkpoint`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointTaken {
+    /// Microseconds that the processors stood still.
+    pub stop_us: u64,
+    /// Bytes of the monitor's own memory that its copies share.
+    pub shared_bytes: u64,
 }
 
 /// Why a verb failed.

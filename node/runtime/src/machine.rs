@@ -43,6 +43,7 @@ impl Plan {
             image: self.image,
             disk: self.disk,
             memory: self.memory,
+            checkpoint: None,
             network: network::device(self.port.as_ref()),
             limits: self.limits,
         }

@@ -210,6 +210,7 @@ mod tests {
             image: ImagePaths { kernel: "/i/kernel".into(), initramfs: "/i/initramfs".into(), root: "/i/root".into() },
             disk: "/v/disk".into(),
             memory,
+            checkpoint: None,
             network: NetworkDevice::None,
             limits: MachineLimits::default(),
         }

@@ -122,6 +122,10 @@ impl CloudHypervisorDriver {
     }
 
     fn check(&self, spec: &VmSpec) -> Result<(), VmError> {
+        if let Some(checkpoint) = &spec.checkpoint {
+            let why = format!("this driver's monitors aren't copied (from {})", checkpoint.display());
+            return Err(VmError::Unsupported { verb: "copy a machine", why });
+        }
         match &spec.memory {
             MemorySource::Boot => Ok(()),
             MemorySource::BootTemplate { template } => template::prepare(template),

@@ -76,6 +76,7 @@ async fn try_boot(driver: &dyn Hypervisor, image: &ImagePaths, folder: &VmFolder
         image: image.clone(),
         disk,
         memory: MemorySource::BootTemplate { template: template.clone() },
+        checkpoint: None,
         network: crate::NetworkDevice::None,
         limits: crate::MachineLimits::default(),
     };

@@ -189,6 +189,7 @@ mod tests {
             },
             disk: "/v/disk".into(),
             memory,
+            checkpoint: None,
             network: crate::NetworkDevice::None,
             limits: crate::MachineLimits::default(),
         }

@@ -98,6 +98,9 @@ impl QemuDriver {
     /// Refuses what can't become a machine; answers the manifest of the template that it starts from.
     fn check(&self, spec: &VmSpec) -> Result<Option<TemplateManifest>, VmError> {
         check_files(spec)?;
+        if let Some(checkpoint) = &spec.checkpoint {
+            return Err(VmError::Unsupported { verb: "copy a machine", why: checkpoint.display().to_string() });
+        }
         match &spec.memory {
             MemorySource::Boot => Ok(None),
             MemorySource::BootTemplate { template } => template::prepare(template).map(|()| None),

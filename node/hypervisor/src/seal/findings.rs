@@ -148,6 +148,7 @@ fn config(folder: &Path) -> io::Result<KeeperConfig> {
         },
         disk: folder.join("vm/disk"),
         memory: MemorySource::Clone { template: folder.join("template") },
+        checkpoint: None,
         network: NetworkDevice::None,
         limits: LIMITS,
     };

@@ -74,6 +74,7 @@ impl Host {
             },
             disk,
             memory: MemorySource::Clone { template: self.path("template") },
+            checkpoint: None,
             network: NetworkDevice::None,
             limits,
         }

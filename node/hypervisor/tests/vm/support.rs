@@ -108,6 +108,7 @@ impl Place {
             shape: Shape::DEFAULT,
             image: self.image.clone(),
             memory,
+            checkpoint: None,
             network: node_hypervisor::NetworkDevice::None,
             limits: node_hypervisor::MachineLimits::default(),
         }
