@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::binary::repository;
+use crate::guests::GuestNetwork;
 use crate::mesh::Mesh;
 use crate::process::{Process, marked};
 
@@ -15,7 +16,8 @@ pub struct Footprint {
     mark: String,
     data: PathBuf,
     began: SystemTime,
-    interfaces: BTreeSet<String>,
+    /// Names of its nodes' guest networks.
+    networks: BTreeSet<String>,
     processes: BTreeSet<Process>,
     sockets: BTreeSet<PathBuf>,
     files: BTreeSet<PathBuf>,
@@ -28,7 +30,7 @@ impl Footprint {
             mark: mesh.mark().to_owned(),
             data: mesh.data().to_owned(),
             began: mesh.began(),
-            interfaces: mesh.interfaces_before().clone(),
+            networks: BTreeSet::new(),
             processes: BTreeSet::new(),
             sockets: BTreeSet::new(),
             files: BTreeSet::new(),
@@ -48,6 +50,7 @@ impl Footprint {
             let open = process.open_files().into_iter();
             let outside: Vec<PathBuf> = open.filter(|path| !self.may_stay(path)).collect();
             self.files.extend(outside);
+            self.networks.extend(GuestNetwork::of(&process).map(|network| network.name));
             self.processes.insert(process);
         }
     }
@@ -72,9 +75,7 @@ impl Footprint {
         let files = self.files.iter().filter(|path| is_newer(path, self.began));
         leaks.extend(files.map(|path| format!("file {}", path.display())));
         leaks.extend(self.mounts_left());
-        let interfaces = interfaces();
-        let new = interfaces.difference(&self.interfaces);
-        leaks.extend(new.map(|name| format!("network device {name}")));
+        leaks.extend(self.networks.iter().flat_map(|name| GuestNetwork::left(name)));
         leaks.extend(self.sandboxes_left());
         leaks
     }
@@ -105,12 +106,6 @@ impl Footprint {
         let left = rooms.flat_map(|room| fs::read_dir(room).into_iter().flatten().flatten());
         left.map(|entry| format!("of a sandbox: {}", entry.path().display())).collect()
     }
-}
-
-/// The names of the machine's network devices.
-pub(crate) fn interfaces() -> BTreeSet<String> {
-    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Inode and path of each unix socket that is bound to a path.

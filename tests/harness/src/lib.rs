@@ -7,6 +7,7 @@
 //! command    the atoll command line against it
 //! process    its processes, found by a mark, ended by pid
 //! footprint  what it uses outside its folder while it runs, and what of that is left after
+//! guests     what a node's guest network has, told apart from that of another mesh
 //! lab        a network of the test's own, with decoys
 //! step       named steps of a long test, and skips that are told
 //! ```
@@ -16,6 +17,7 @@
 mod binary;
 mod command;
 mod footprint;
+mod guests;
 pub mod lab;
 mod mesh;
 mod ports;
@@ -25,6 +27,7 @@ mod step;
 pub use binary::{atoll_binary, repository, runs};
 pub use command::Ran;
 pub use footprint::Footprint;
+pub use guests::GuestNetwork;
 pub use mesh::{Mesh, MeshOptions};
 pub use nix::sys::signal::Signal;
 pub use ports::free_port_base;

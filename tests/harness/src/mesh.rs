@@ -1,6 +1,5 @@
 //! A mesh that runs: started, killed in parts, started again, stopped.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -12,7 +11,6 @@ use gateway_sdk::{Client, Endpoints};
 use nix::sys::signal::Signal;
 
 use crate::binary::{atoll_binary, repository};
-use crate::footprint::interfaces;
 use crate::ports::free_port_base;
 use crate::process::{MARK_VARIABLE, Process, marked};
 use crate::step::{eventually, say};
@@ -61,7 +59,6 @@ pub struct Mesh {
     port_base: u16,
     mark: String,
     began: SystemTime,
-    interfaces_before: BTreeSet<String>,
     supervisor: Option<Child>,
     environment: Environment,
     runtime: tokio::runtime::Runtime,
@@ -89,7 +86,6 @@ impl Mesh {
             port_base: free_port_base(nodes)?,
             mark,
             began: SystemTime::now(),
-            interfaces_before: interfaces(),
             supervisor: None,
             environment: Environment::default(),
             runtime,
@@ -214,11 +210,6 @@ impl Mesh {
     /// When it was begun.
     pub(crate) fn began(&self) -> SystemTime {
         self.began
-    }
-
-    /// The machine's network devices before it began.
-    pub(crate) fn interfaces_before(&self) -> &BTreeSet<String> {
-        &self.interfaces_before
     }
 
     /// The names of its nodes: the folders with a pid.
