@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 pub(crate) mod seal;
+pub(crate) mod trace;
 
 mod ioctls {
     // `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
@@ -29,6 +30,14 @@ pub(crate) fn die_with_parent(command: &mut Command) {
     // SAFETY: why unsafe: a closure that runs between fork and exec may only call what is async-signal-safe.
     // Why it holds: it makes two system calls, compares numbers, and allocates nothing.
     unsafe { command.pre_exec(before_exec) };
+}
+
+/// Has the kernel close every descriptor from `first` on when a program is started (close_range(2), Linux 5.11): what this
+/// process was left with by whoever started it is nothing for a monitor.
+pub(crate) fn keep_from_programs(first: u32) -> io::Result<()> {
+    // SAFETY: why unsafe: neither std nor nix wraps this call. Why it holds: it marks descriptors and closes none.
+    let answer = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A descriptor that becomes readable when the process ends (pidfd_open(2), Linux 5.3).

@@ -1,15 +1,93 @@
 //! A checkpoint: a whole monitor as files, and the way back to a process.
+//!
+//! ```text
+//! a machine, paused                    folder                     a copy, in a seal of its own
+//!   QEMU: threads, translated  --take--> checkpoint.json   --restore--> QEMU's program, stopped at its first
+//!   code, heap, descriptors              pages    (the monitor's)       instruction, becomes the process that was
+//!   the guest's private pages            guest, runs                    taken: the same addresses, threads and
+//!                                        disk                           numbers of descriptors, other files behind them
+//! ```
+//!
+//! Under TCG nearly all that a new clone costs is translating the guest's code again, and nearly all that it weighs is the
+//! outcome. A copy maps `pages` privately: what it doesn't write it shares with every other copy. Checkpoint and restore
+//! of processes is what CRIU does for any process; a monitor that is paused is a small case of it: its threads wait in
+//! three calls, and the keeper knows what each descriptor is.
+//!
+//! ```text
+//! manifest    what is written in checkpoint.json
+//! look        what /proc says of a process (pure: text in, values out)
+//! tracee      one stopped thread, and calls made in its name
+//! take        from a paused monitor to the folder
+//! steps       the calls that make a process another one (pure)
+//! restore     from the folder to a monitor
+//! ```
+//!
+//! All copies of one checkpoint have one layout of addresses and one set of QEMU's own secrets (stack guards): who breaks
+//! out of one knows those of the others. The guest's own secrets are renewed by its identity, as for any clone.
 
+mod look;
+mod manifest;
+mod restore;
+mod steps;
+mod take;
+mod tracee;
+
+use std::io;
 use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+pub(crate) use manifest::{Manifest, Plug};
+pub(crate) use restore::{Restoring, prepare};
+pub(crate) use take::{Files, Known, take};
+
+/// Why a monitor couldn't be taken or restored.
+#[derive(Debug, Error)]
+pub(crate) enum CheckpointError {
+    /// A call that failed.
+    #[error("can't {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+    /// Something that this doesn't know how to carry over.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+fn failed<E: Into<io::Error>>(action: &'static str) -> impl Fn(E) -> CheckpointError {
+    move |source| CheckpointError::System { action, source: source.into() }
+}
 
 /// The copy of the machine's own disk, of the same moment. A copy of the machine starts from a copy of it.
 pub fn checkpoint_disk(folder: &Path) -> PathBuf {
     folder.join("disk")
 }
 
+/// The monitor's memory.
+pub(crate) fn pages_file(folder: &Path) -> PathBuf {
+    folder.join("pages")
+}
+
+/// The guest's private pages, at their offsets; see [`crate::keeper::read_runs`] for where they are.
+pub(crate) fn guest_file(folder: &Path) -> PathBuf {
+    folder.join("guest")
+}
+
+/// The ranges of [`guest_file`].
+pub(crate) fn runs_file(folder: &Path) -> PathBuf {
+    folder.join("runs")
+}
+
+/// All else; written last.
+pub(crate) fn manifest_file(folder: &Path) -> PathBuf {
+    folder.join("checkpoint.json")
+}
+
 /// Whether the checkpoint in `folder` is complete and this host can still take it up: it was taken since the host's last
 /// boot, by this version, from the same program with the same libraries. Reads one small file.
 pub fn checkpoint_is_current(folder: &Path) -> bool {
-    let _ = folder;
-    false
+    Manifest::read(folder).is_ok_and(|manifest| manifest.is_current())
 }

@@ -18,14 +18,14 @@
 mod client;
 mod config;
 mod console;
-mod pages;
+pub(crate) mod pages;
 mod plug;
 mod protocol;
 mod run;
 mod serve;
 mod spawn;
 
-pub(crate) use client::{ASK_LIMIT, Creator, Here, Keeper, ask_blocking};
+pub(crate) use client::{ASK_LIMIT, Creator, Here, Keeper, ask_blocking, unexpected};
 pub(crate) use config::{EndRecord, KeeperConfig, ListenerConfig, SCHEMA, VmRecord};
 pub(crate) use pages::{check_runs, read_runs, write_runs};
 pub(crate) use plug::{PlugError, open_tap};

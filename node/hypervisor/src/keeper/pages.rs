@@ -39,6 +39,11 @@ const BIT_SWAPPED: u64 = 1 << 62;
 /// Page is in memory.
 const BIT_PRESENT: u64 = 1 << 63;
 
+/// Whether a page of that entry of pagemap has content of its own.
+pub(crate) fn is_there(entry: u64) -> bool {
+    entry & (BIT_PRESENT | BIT_SWAPPED) != 0
+}
+
 /// A run of pages: offset into the memory file and length, bytes.
 pub(crate) type Run = (u64, u64);
 
@@ -115,7 +120,7 @@ fn in_parallel(runs: &[Run], each: impl Fn(&[Run], &mut [u8]) -> io::Result<()> 
 
 /// Does `each` of `count` pieces of work, on as many threads as help, each of which has a buffer. The machine stands
 /// still meanwhile, so its processors are free for it.
-fn on_threads(
+pub(crate) fn on_threads(
     count: usize,
     buffer_bytes: usize,
     each: impl Fn(usize, &mut [u8]) -> io::Result<()> + Sync,

@@ -1,7 +1,7 @@
 //! The keeper's wire: one line of JSON asks, one line answers, each connection carries one question.
 //!
-//! A keeper's files are those of its seal, so the files of `SavePages` and `LayPages` travel with the question, opened, as
-//! descriptors: `pages`, then `runs`. A keeper that gets none opens them by their names.
+//! A keeper's files are those of its seal, so the files of `SavePages`, `LayPages` and `TakeCheckpoint` travel with the
+//! question, opened, as descriptors, in the order of their names: `pages`, then `runs`. A keeper that gets none opens them by their names.
 //!
 //! A keeper outlives the node that started it, so a newer node meets older keepers: [`PROTOCOL`] is in the greeting,
 //! and a node refuses one that it doesn't know.
@@ -11,12 +11,13 @@ use std::io::{self, BufRead, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::{guest_file, manifest_file, pages_file, runs_file};
 use crate::process::ProcessRef;
 use crate::sys::seal::received;
 
@@ -26,7 +27,7 @@ pub(crate) const PROTOCOL: u32 = 1;
 pub(crate) const LINE_BYTES_MAX: u64 = 32 << 10;
 
 /// Descriptors of one question.
-const DESCRIPTORS_MAX: usize = 2;
+const DESCRIPTORS_MAX: usize = 4;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,18 @@ pub(crate) enum Request {
         /// As above.
         runs: PathBuf,
     },
+    /// Copy the paused monitor into a checkpoint's folder: `checkpoint.json`, `pages`, `guest`, `runs`.
+    TakeCheckpoint {
+        /// The template's memory file, mapped privately by the monitor.
+        memory: PathBuf,
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+/// The files of a checkpoint, as its folder names them.
+fn checkpoint_files(folder: &Path) -> [PathBuf; 4] {
+    [manifest_file(folder), pages_file(folder), guest_file(folder), runs_file(folder)]
 }
 
 /// An answer.
@@ -146,6 +159,7 @@ pub(crate) fn files_of(request: &Request) -> io::Result<Vec<File>> {
     };
     match request {
         Request::SavePages { pages, runs, .. } => Ok(vec![made(pages)?, made(runs)?]),
+        Request::TakeCheckpoint { folder, .. } => checkpoint_files(folder).iter().map(made).collect(),
         Request::LayPages { pages, runs, .. } => Ok(vec![File::open(pages)?, File::open(runs)?]),
         Request::Hello | Request::Confirm | Request::Wait | Request::Deadline { .. } | Request::End { .. } => {
             Ok(Vec::new())
@@ -188,6 +202,10 @@ mod tests {
             (
                 encode(&Request::SavePages { memory: "/m".into(), pages: "/p".into(), runs: "/r".into() }),
                 r#"{"op":"save_pages","memory":"/m","pages":"/p","runs":"/r"}"#,
+            ),
+            (
+                encode(&Request::TakeCheckpoint { memory: "/m".into(), folder: "/c".into() }),
+                r#"{"op":"take_checkpoint","memory":"/m","folder":"/c"}"#,
             ),
             (encode(&Reply::Ended { how: "x".into() }), r#"{"reply":"ended","how":"x"}"#),
             (

@@ -12,6 +12,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use fabric_types::HypervisorKind;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
@@ -23,10 +24,11 @@ use super::console::CappedLog;
 use super::plug::{Helper, PLACEHOLDER, PlugError, plug};
 use super::protocol::Reply;
 use super::serve::{Machine, refuse_one, serve};
+use crate::checkpoint::{self, CheckpointError, Known, Restoring};
 use crate::durable::{read_json, remove_file, write_json};
 use crate::process::ProcessRef;
-use crate::seal::{self, Handout, OomCounter, Sealed, Sealing};
-use crate::{VmError, sys};
+use crate::seal::{self, Handout, OomCounter, SealMode, Sealed, Sealing};
+use crate::{MemorySource, VmError, sys, template};
 
 /// How long a machine may stay unconfirmed: ten times what a restore takes on a busy host.
 const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
@@ -55,6 +57,8 @@ enum StartError {
     Seal(io::Error),
     #[error(transparent)]
     Plug(#[from] PlugError),
+    #[error("can't restore the monitor: {0}")]
+    Checkpoint(#[from] CheckpointError),
 }
 
 /// A started monitor.
@@ -64,6 +68,7 @@ struct Started {
     sealed: Sealed,
     /// What serves its network beside it.
     helper: Option<Helper>,
+    known: Option<Known>,
 }
 
 /// Runs one machine's keeper until its monitor has ended: `keeper --config FILE`, with the listening socket `k` as
@@ -97,8 +102,8 @@ fn run(args: &[OsString]) -> Result<(), StartError> {
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(system("use its socket"))?;
     let listener = UnixListener::from(stdin);
     match start(&config) {
-        Ok(Started { child, vmm, sealed, helper }) => {
-            let ended = Watch::new(config, listener, child, vmm, sealed).and_then(Watch::run);
+        Ok(Started { child, vmm, sealed, helper, known }) => {
+            let ended = Watch::new(config, listener, child, vmm, sealed, known).and_then(Watch::run);
             drop(helper);
             ended
         }
@@ -118,6 +123,8 @@ fn detach() -> Result<(), StartError> {
     // Refused only to a group's leader, which then is apart already.
     let _ = nix::unistd::setsid();
     umask(Mode::from_bits_truncate(0o077));
+    // An older kernel's monitors inherit what the node's caller forgot; it is none of the node's own.
+    let _ = sys::keep_from_programs(3);
     // A kernel without huge pages refuses, and has none.
     let _ = nix::sys::prctl::set_thp_disable(true);
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| system("limit core files")(error.into()))
@@ -148,9 +155,15 @@ fn start(config: &KeeperConfig) -> Result<Started, StartError> {
         for argument in &mut arguments {
             *argument = argument.replace(&placeholder, &socket.as_raw_fd().to_string());
         }
-        inherited.push(socket);
+        inherited.push((listener.name.clone(), socket));
     }
     let failed = |source| StartError::Program { program: config.program.clone(), source };
+    // While the keeper sees the host's files and may open them.
+    let plugged = plug.as_ref().map(|plug| &plug.descriptor);
+    let checkpoint = config.spec.checkpoint.as_deref();
+    let restoring =
+        checkpoint.map(|folder| checkpoint::prepare(folder, &config.spec, &inherited, plugged)).transpose()?;
+    let known = known(config, &inherited, plugged, restoring.as_ref());
     let program = sealing.enclose(config).map_err(failed)?;
     let mut command = Command::new(program);
     command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -158,15 +171,49 @@ fn start(config: &KeeperConfig) -> Result<Started, StartError> {
     let mut child = command.spawn().map_err(failed)?;
     // It holds the other end of what the monitor's process reports on.
     drop(command);
-    let sealed = sealing.settle().map_err(|error| {
+    let settled = sealing.settle().map_err(StartError::Seal).and_then(|sealed| {
+        let shown: Vec<String> = [config.program.display().to_string()].into_iter().chain(arguments).collect();
+        let restored = restoring.map(|restoring| restoring.run(child.id(), &shown, config.seal.mode != SealMode::Off));
+        restored.transpose()?;
+        Ok(sealed)
+    });
+    let sealed = settled.inspect_err(|_| {
         // It may have ended by itself already.
         let _ = child.kill();
         let _ = child.wait();
-        StartError::Seal(error)
     })?;
     // A monitor that ends at once is a zombie until it is reaped, so its number and start are still there.
     let vmm = ProcessRef::of(child.id()).map_err(system("see its monitor"))?;
-    Ok(Started { child, vmm, sealed, helper: plug.and_then(|plug| plug.helper) })
+    Ok(Started { child, vmm, sealed, helper: plug.and_then(|plug| plug.helper), known })
+}
+
+/// What a checkpoint of the monitor needs to know; none for a monitor that isn't QEMU's, or whose files can't be seen.
+fn known(
+    config: &KeeperConfig,
+    listeners: &[(String, UnixListener)],
+    plug: Option<&OwnedFd>,
+    restoring: Option<&Restoring>,
+) -> Option<Known> {
+    if config.driver != HypervisorKind::Qemu {
+        return None;
+    }
+    let (listeners, plug) = restoring.map_or_else(
+        || {
+            let numbers = listeners.iter().map(|(name, listener)| (name.clone(), listener.as_raw_fd()));
+            (numbers.collect(), plug.map(AsRawFd::as_raw_fd))
+        },
+        Restoring::numbers,
+    );
+    let spec = &config.spec;
+    let memory = match &spec.memory {
+        MemorySource::Clone { template } | MemorySource::Restore { template, .. } => {
+            Some(template::memory_file(template))
+        }
+        MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => None,
+    };
+    let program = seal::find(&config.program).ok()?;
+    let files = [spec.image.root.as_path(), spec.disk.as_path()];
+    Known::look(&program, (&spec.network).into(), files, memory.as_deref(), listeners, plug).ok()
 }
 
 /// One of the monitor's outputs and the log it goes to.
@@ -222,13 +269,14 @@ impl Watch {
         mut child: Child,
         vmm: ProcessRef,
         sealed: Sealed,
+        known: Option<Known>,
     ) -> Result<Self, StartError> {
         let folder = config.spec.folder.clone();
         let pidfd = sys::pidfd_open(vmm.pid).map_err(system("watch its monitor"))?;
         let console = Output::new(child.stdout.take().map(Into::into), folder.console_log())?;
         let errors = Output::new(child.stderr.take().map(Into::into), folder.vmm_log())?;
         let Sealed { seal, claim, handout, oom } = sealed;
-        let machine = Machine::new(config, vmm, claim, seal).map_err(system("make a timer"))?;
+        let machine = Machine::new(config, vmm, claim, seal, known).map_err(system("make a timer"))?;
         Ok(Self {
             machine: Arc::new(machine),
             listener,

@@ -5,6 +5,7 @@ use std::io::{self, BufReader, Write};
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use super::config::{KeeperConfig, SCHEMA, VmRecord};
 use super::pages;
 use super::protocol::{Incoming, PROTOCOL, Reply, Request, encode, files_of, read_line};
+use crate::checkpoint::{Files, Known, take};
 use crate::durable::write_json;
 use crate::process::{ProcessRef, boot_id, pid_of};
 use crate::seal::Claim;
@@ -42,6 +44,8 @@ pub(super) struct Machine {
     vmm: ProcessRef,
     claim: Option<Claim>,
     seal: Seal,
+    /// What a checkpoint needs to know; none where the monitor can't be copied.
+    known: Option<Known>,
     deadline: TimerFd,
     state: Mutex<State>,
     reaped: Condvar,
@@ -63,7 +67,13 @@ struct State {
 }
 
 impl Machine {
-    pub(super) fn new(config: KeeperConfig, vmm: ProcessRef, claim: Option<Claim>, seal: Seal) -> io::Result<Self> {
+    pub(super) fn new(
+        config: KeeperConfig,
+        vmm: ProcessRef,
+        claim: Option<Claim>,
+        seal: Seal,
+        known: Option<Known>,
+    ) -> io::Result<Self> {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let deadline = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
         Ok(Self {
@@ -71,6 +81,7 @@ impl Machine {
             vmm,
             claim,
             seal,
+            known,
             deadline,
             state: Mutex::default(),
             reaped: Condvar::new(),
@@ -301,6 +312,10 @@ fn perform(machine: &Machine, request: &Request, given: Vec<File>) -> Reply {
         Request::Deadline { boottime_ms } => return set_deadline(machine, *boottime_ms),
         Request::SavePages { memory, .. } => with_two(files(), |pages, runs| pages::save(pid, memory, pages, runs)),
         Request::LayPages { memory, .. } => with_two(files(), |pages, runs| pages::lay(pid, memory, pages, runs)),
+        Request::TakeCheckpoint { memory, .. } => match files() {
+            Ok(files) => take_checkpoint(machine, memory, &files),
+            Err(error) => Err(error),
+        },
         Request::Confirm => return Reply::Failed { message: "only the creating connection confirms".to_owned() },
         Request::Hello | Request::Wait | Request::End { .. } => {
             return Reply::Failed { message: "answered elsewhere".to_owned() };
@@ -310,6 +325,16 @@ fn perform(machine: &Machine, request: &Request, given: Vec<File>) -> Reply {
         Ok(bytes) => Reply::Pages { bytes, took_us: u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX) },
         Err(error) => Reply::Failed { message: format!("the machine's pages can't be moved: {error}") },
     }
+}
+
+fn take_checkpoint(machine: &Machine, memory: &Path, files: &[File]) -> io::Result<u64> {
+    let [manifest, pages, guest, runs] = files else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a checkpoint comes as four descriptors"));
+    };
+    let Some(known) = &machine.known else {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this monitor isn't one that can be copied"));
+    };
+    take(machine.vmm.pid, known, memory, &Files { manifest, pages, guest, runs }).map_err(io::Error::other)
 }
 
 fn with_two(files: io::Result<Vec<File>>, work: impl FnOnce(&File, &File) -> io::Result<u64>) -> io::Result<u64> {

@@ -15,6 +15,7 @@ use super::command::{TCG_CPU, TCG_FEATURES};
 use super::machine::QemuMachine;
 use super::qmp::Qmp;
 use super::start::Started;
+use crate::checkpoint::{Manifest, Plug};
 use crate::host::host_features;
 use crate::keeper::KeeperProgram;
 use crate::launch::{adoptable, check_files, check_pages, check_template};
@@ -99,7 +100,7 @@ impl QemuDriver {
     fn check(&self, spec: &VmSpec) -> Result<Option<TemplateManifest>, VmError> {
         check_files(spec)?;
         if let Some(checkpoint) = &spec.checkpoint {
-            return Err(VmError::Unsupported { verb: "copy a machine", why: checkpoint.display().to_string() });
+            check_copy(spec, checkpoint)?;
         }
         match &spec.memory {
             MemorySource::Boot => Ok(None),
@@ -122,6 +123,21 @@ impl QemuDriver {
     }
 }
 
+/// Refuses a copy that this host can't make, or with another plug than the machine had.
+fn check_copy(spec: &VmSpec, checkpoint: &Path) -> Result<(), VmError> {
+    let manifest = Manifest::read(checkpoint);
+    let why = match &manifest {
+        Err(error) => error.to_string(),
+        Ok(manifest) if !manifest.is_current() => "it was taken under another boot, version or QEMU".to_owned(),
+        Ok(manifest) if manifest.plug != Plug::from(&spec.network) => {
+            format!("its card is plugged into another kind of device ({:?})", manifest.plug)
+        }
+        Ok(_) if !matches!(spec.memory, MemorySource::Clone { .. }) => "a copy's memory is a clone's".to_owned(),
+        Ok(_) => return Ok(()),
+    };
+    Err(VmError::Unsupported { verb: "copy a machine", why: format!("{}: {why}", checkpoint.display()) })
+}
+
 #[async_trait]
 impl Hypervisor for QemuDriver {
     fn fit(&self) -> &Fit {
@@ -139,7 +155,7 @@ impl Hypervisor for QemuDriver {
     }
 
     async fn spare(&self, spec: VmSpec) -> Result<Box<dyn Spare>, VmError> {
-        if !matches!(spec.memory, MemorySource::Clone { .. }) {
+        if !matches!(spec.memory, MemorySource::Clone { .. }) || spec.checkpoint.is_some() {
             let why = "only clones are started ahead".to_owned();
             return Err(VmError::Unsupported { verb: "spare", why });
         }

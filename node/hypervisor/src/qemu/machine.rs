@@ -16,11 +16,14 @@ use tokio::task::spawn_blocking;
 use super::command;
 use super::driver::set_capabilities;
 use super::qmp::{Qmp, create_for_qemu};
+use crate::checkpoint::{checkpoint_disk, manifest_file};
 use crate::disk::copy_sparse;
-use crate::keeper::{Here, Keeper, Request, read_runs};
+use crate::keeper::{Here, Keeper, Reply, Request, read_runs, unexpected};
 use crate::launch::{Kept, PAGES_LIMIT};
 use crate::template;
-use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState};
+use crate::{
+    BoottimeMs, CheckpointTaken, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState,
+};
 
 /// How long writing a template's device state may take: some 300 KiB, plus what the guest's disk still flushes.
 const SAVE_LIMIT: Duration = Duration::from_secs(15);
@@ -190,6 +193,42 @@ impl Vm for QemuMachine {
         files.runs = read_runs(&runs).map_err(|source| VmError::File { action: "read", path: runs.clone(), source })?;
         crate::durable::remove_file(&runs)?;
         Ok(SnapshotTaken { files, stop_us })
+    }
+
+    async fn checkpoint(&self, into: &Path) -> Result<CheckpointTaken, VmError> {
+        let (MemorySource::Clone { template } | MemorySource::Restore { template, .. }) = &self.kept.spec.memory else {
+            let why = "only a clone or a restored machine is copied".to_owned();
+            return Err(VmError::Unsupported { verb: "checkpoint", why });
+        };
+        let failed = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| VmError::File { action, path, source }
+        };
+        std::fs::create_dir_all(into).map_err(failed("make", into))?;
+        let _turn = self.turn().await;
+        let ran = self.runs().await?;
+        self.flush_disk().await?;
+        let stopped = Instant::now();
+        self.execute("stop", json!({})).await?;
+        let memory = template::memory_file(template);
+        let request = Request::TakeCheckpoint { memory, folder: into.to_owned() };
+        let taken = self.kept.keeper.ask(&request, "take_checkpoint", PAGES_LIMIT);
+        let (own, copy) = (self.kept.spec.disk.clone(), checkpoint_disk(into));
+        let disk = spawn_blocking(move || copy_sparse(&own, &copy));
+        let (taken, disk) = tokio::join!(taken, disk);
+        // It goes on whatever became of the checkpoint.
+        let resumed = if ran { self.execute("cont", json!({})).await.map(drop) } else { Ok(()) };
+        let stop_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let disk = disk.map_err(|panicked| failed("copy", &self.kept.spec.disk)(panicked.into())).and_then(|disk| disk);
+        if disk.is_err() || taken.is_err() {
+            // Half a checkpoint isn't one.
+            crate::durable::remove_file(&manifest_file(into))?;
+        }
+        let (taken, ()) = (taken?, disk?);
+        resumed?;
+        let Reply::Pages { bytes, took_us } = taken else { return Err(unexpected("take_checkpoint", &taken)) };
+        tracing::debug!(label = self.kept.spec.label, stop_us, took_us, bytes, "checkpoint taken");
+        Ok(CheckpointTaken { stop_us, shared_bytes: bytes })
     }
 
     async fn channel(&self) -> Result<UnixStream, VmError> {

@@ -63,6 +63,7 @@ impl Started {
         let folder = &spec.folder;
         // Opened before anything runs, so that a file that isn't there costs nothing.
         let state = match &spec.memory {
+            MemorySource::Clone { .. } if spec.checkpoint.is_some() => None,
             MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => None,
             MemorySource::Clone { template } => Some(open_for_qemu(&template::state_file(template))?),
             MemorySource::Restore { snapshot, .. } => Some(open_for_qemu(&snapshot.device_state)?),
@@ -181,6 +182,8 @@ async fn ready(spec: &VmSpec, state: Option<OwnedFd>) -> Result<Qmp, VmError> {
 async fn fill(spec: &VmSpec, keeper: &Keeper, qmp: &Qmp) -> Result<(), VmError> {
     match &spec.memory {
         MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => return Ok(()),
+        // A copy's keeper has restored all of it.
+        MemorySource::Clone { .. } if spec.checkpoint.is_some() => return Ok(()),
         MemorySource::Clone { .. } => {}
         MemorySource::Restore { template, snapshot } => {
             let runs = spec.folder.runs();

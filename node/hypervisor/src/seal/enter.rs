@@ -220,6 +220,7 @@ impl Sealing {
             asks,
             descriptors: DESCRIPTORS_MAX,
             processes: config.spec.limits.pids.filter(|_| counted).map(u64::from),
+            traced: config.spec.checkpoint.is_some(),
             report: its.into(),
             keepers,
         };

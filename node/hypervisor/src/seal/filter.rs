@@ -3,9 +3,9 @@
 
 use libc::{
     AF_INET, AF_INET6, AF_UNIX, BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET,
-    BPF_W, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS, ENOSYS,
-    EPERM, O_ACCMODE, O_RDWR, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS, SECCOMP_RET_USER_NOTIF,
-    SOCK_RAW, c_int, c_long, sock_filter,
+    BPF_W, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, CLONE_NEWUTS,
+    CLONE_THREAD, ENOSYS, EPERM, O_ACCMODE, O_RDWR, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO, SECCOMP_RET_KILL_PROCESS,
+    SECCOMP_RET_USER_NOTIF, SOCK_RAW, c_int, c_long, sock_filter,
 };
 
 /// `AUDIT_ARCH_X86_64` of linux/audit.h.
@@ -85,6 +85,34 @@ const DENIED: [c_long; 56] = [
     libc::SYS_nfsservctl,
 ];
 
+/// Refused with EPERM once a monitor has begun.
+const DENIED_LATER: [c_long; 24] = [
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_setgroups,
+    libc::SYS_setpgid,
+    libc::SYS_setsid,
+    libc::SYS_setpriority,
+    libc::SYS_ioprio_set,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_uselib,
+    libc::SYS_ustat,
+    libc::SYS_sysfs,
+];
+
 /// The program. With `hands_out`, an open for reading and writing is put to the keeper, which answers with a
 /// descriptor of its own where one is listed, and lets the call go on else.
 pub(super) fn program(hands_out: bool) -> Vec<sock_filter> {
@@ -125,6 +153,25 @@ pub(super) fn program(hands_out: bool) -> Vec<sock_filter> {
             });
         }
     }
+    program.answer(SECCOMP_RET_ALLOW);
+    program.0
+}
+
+/// What a monitor that has begun is refused besides, as QEMU's own `-sandbox` refuses it: programs, processes, another
+/// user's rights, and how others are scheduled. For one that was restored and so never came to installing its own.
+pub(crate) fn later() -> Vec<sock_filter> {
+    let mut program = Program::default();
+    program.load(ARCHITECTURE);
+    program.unless(BPF_JEQ, ARCH, SECCOMP_RET_KILL_PROCESS);
+    program.load(NUMBER);
+    for call in DENIED_LATER {
+        program.when(BPF_JEQ, number(call), refuse(EPERM));
+    }
+    program.in_call(libc::SYS_clone, |within| {
+        within.load(ARGUMENTS);
+        within.when(BPF_JSET, CLONE_THREAD.cast_unsigned(), SECCOMP_RET_ALLOW);
+        within.answer(refuse(EPERM));
+    });
     program.answer(SECCOMP_RET_ALLOW);
     program.0
 }
@@ -227,6 +274,19 @@ mod tests {
         assert_eq!(ask(libc::SYS_socket, [libc::AF_PACKET as u64, 2, 0]), refuse(EPERM));
         assert_eq!(ask(libc::SYS_socket, [libc::AF_VSOCK as u64, 1, 0]), refuse(EPERM));
         assert_eq!(ask(libc::SYS_socket, [AF_INET as u64, (SOCK_RAW | libc::SOCK_CLOEXEC) as u64, 0]), refuse(EPERM));
+    }
+
+    #[test]
+    fn one_that_has_begun_makes_threads_and_nothing_else() {
+        let ask = |call, argument| run(&later(), ARCH, number(call), [argument, 0, 0]);
+        for call in DENIED_LATER {
+            assert_eq!(ask(call, 0), refuse(EPERM), "{call}");
+        }
+        let thread = (libc::CLONE_VM | libc::CLONE_THREAD) as u64;
+        assert_eq!(ask(libc::SYS_clone, thread), SECCOMP_RET_ALLOW);
+        assert_eq!(ask(libc::SYS_clone, libc::SIGCHLD as u64), refuse(EPERM));
+        assert_eq!(ask(libc::SYS_ppoll, 0), SECCOMP_RET_ALLOW);
+        assert_eq!(run(&later(), 0x4000_0003, 0, [0; 3]), SECCOMP_RET_KILL_PROCESS);
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn is_script(program: &Path) -> bool {
 }
 
 /// The program's file itself: found in PATH, with all links followed.
-pub(super) fn find(program: &Path) -> io::Result<PathBuf> {
+pub(crate) fn find(program: &Path) -> io::Result<PathBuf> {
     if program.components().count() > 1 {
         return fs::canonicalize(program);
     }

@@ -43,6 +43,8 @@ pub(crate) struct Child {
     pub(crate) descriptors: u64,
     /// Most processes of its user.
     pub(crate) processes: Option<u64>,
+    /// Whether its program is stopped before its first instruction, for its keeper to make another process of it.
+    pub(crate) traced: bool,
     /// A socket to say how it went; the other end is the keeper's.
     pub(crate) report: OwnedFd,
     /// The keeper's end, which the child must not hold open.
@@ -97,6 +99,10 @@ fn enter(child: &Child) -> io::Result<()> {
     nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
     if let Some(rules) = &child.rules {
         note(restrict(rules).is_ok(), failed::LANDLOCK);
+    }
+    // Before the filter, which refuses it.
+    if child.traced {
+        nix::sys::ptrace::traceme()?;
     }
     let mut listener = None;
     if !child.filter.is_empty() {

@@ -7,6 +7,7 @@
 //! killed              processes killed at any moment
 //! card                a network card in every plug
 //! fork                one snapshot restored several times, disks that grow
+//! checkpoint          copies of a whole monitor
 //! spare               monitors started ahead, and what a clone costs
 //! template            templates, clones, snapshots, restores
 //! probe               the probe
@@ -22,6 +23,7 @@
 #![expect(clippy::print_stdout, reason = "a test prints the figures it measured and what it skipped")]
 
 mod card;
+mod checkpoint;
 mod cloud_hypervisor;
 mod counting;
 mod devices;

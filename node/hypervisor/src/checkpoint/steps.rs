@@ -1,0 +1,266 @@
+//! The system calls by which a process that has just begun its program becomes the one that was taken, as a pure
+//! function. They are made one after the other in its name; the first that fails ends it.
+
+use std::mem::size_of;
+
+use libc::{c_long, sock_filter};
+
+use super::CheckpointError;
+use super::look::Mapping;
+use super::manifest::{Area, Content, Descriptor, File, Manifest};
+use super::tracee::Registers;
+
+/// Lowest address that the steps themselves may lie at: below it, some kernels map nothing.
+const SCRATCH_LOWEST: u64 = 0x1000_0000;
+/// Distance between two addresses that are tried.
+const SCRATCH_EVERY: u64 = 0x1000_0000;
+/// Highest that is tried: programs, libraries and stacks lie far above.
+const SCRATCH_HIGHEST: u64 = 0x5000_0000_0000;
+/// A page, bytes.
+const PAGE: u64 = 4096;
+/// `PR_SET_MM_MAP` of linux/prctl.h.
+const PR_SET_MM_MAP: u64 = 14;
+/// `size_of::<sigset_t>()` in the kernel.
+const SIGNAL_SET_BYTES: u64 = 8;
+
+/// A system call and its arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) call: c_long,
+    pub(super) arguments: [u64; 6],
+}
+
+/// Bytes of a step as the machine code reads it: number, arguments, result.
+pub(super) const STEP_BYTES: u64 = 64;
+
+/// Descriptors that the process has inherited, above all others.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sources {
+    /// The lowest of them.
+    pub(super) lowest: i32,
+    /// The checkpoint's `pages`.
+    pub(super) pages: i32,
+    /// The template's memory.
+    pub(super) memory: i32,
+    /// What each of the manifest's descriptors is made from; none for one that is there already.
+    pub(super) descriptors: Vec<Option<i32>>,
+}
+
+/// All that is written into the process before it makes the steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    /// What the steps point to; it lies at the address that it was made for.
+    pub(super) data: Vec<u8>,
+}
+
+/// Bytes that steps and data take at most, for the choice of their place.
+pub(super) fn room(manifest: &Manifest, arguments: &[u8]) -> u64 {
+    let steps = manifest.areas.len() + 2 * manifest.descriptors.len() + manifest.actions.len() + 256;
+    (steps as u64 * STEP_BYTES + arguments.len() as u64 + 64 * 1024).next_multiple_of(PAGE)
+}
+
+/// A place for `length` bytes that neither the process nor what it becomes has anything at.
+pub(super) fn free_place(manifest: &Manifest, fresh: &[Mapping], length: u64) -> Result<u64, CheckpointError> {
+    let taken = |at: u64| {
+        let meets = |start: u64, end: u64| start < at + length && at < end;
+        fresh.iter().any(|mapping| meets(mapping.start, mapping.end))
+            || manifest.areas.iter().any(|area| meets(area.start, area.end))
+            || manifest.kernel_areas.iter().any(|area| meets(area.start, area.end))
+    };
+    let mut places = (SCRATCH_LOWEST..SCRATCH_HIGHEST).step_by(usize::try_from(SCRATCH_EVERY).unwrap_or(usize::MAX));
+    places.find(|&at| !taken(at)).ok_or_else(|| CheckpointError::Unfit("no address is free".to_owned()))
+}
+
+/// The steps. `fresh` is what the process maps now; `data_at` is where the data will lie; `argument_place` and `arguments`
+/// where its command line is shown from; `filter` is added to the process's filters of system calls.
+pub(super) fn plan(
+    manifest: &Manifest,
+    fresh: &[Mapping],
+    sources: &Sources,
+    data_at: u64,
+    (argument_place, arguments): (u64, &[u8]),
+    filter: &[sock_filter],
+) -> Result<Plan, CheckpointError> {
+    let mut plan = Plan { steps: Vec::new(), data: Vec::new() };
+    move_kernel_areas(&mut plan, manifest, fresh)?;
+    for mapping in fresh.iter().filter(|mapping| mapping.kernel_name().is_none() && !mapping.is_vsyscall()) {
+        plan.add(libc::SYS_munmap, [mapping.start, mapping.end - mapping.start, 0, 0, 0, 0]);
+    }
+    for area in merged(&manifest.areas) {
+        plan.add(libc::SYS_mmap, mapped(&area, sources));
+    }
+    let shown = Area {
+        start: argument_place,
+        end: argument_place + (arguments.len() as u64).next_multiple_of(PAGE).max(PAGE),
+        rights: (libc::PROT_READ | libc::PROT_WRITE).cast_unsigned(),
+        content: Content::Zero,
+    };
+    plan.add(libc::SYS_mmap, mapped(&shown, sources));
+    place_descriptors(&mut plan, &manifest.descriptors, sources)?;
+    for action in &manifest.actions {
+        let at = plan.put(data_at, &action.words.map(u64::to_ne_bytes).concat());
+        let signal = u64::from(action.signal.cast_unsigned());
+        plan.add(libc::SYS_rt_sigaction, [signal, at, 0, SIGNAL_SET_BYTES, 0, 0]);
+    }
+    lay_out(&mut plan, manifest, data_at, (argument_place, argument_place + arguments.len() as u64));
+    if !filter.is_empty() {
+        let bytes: Vec<u8> = filter
+            .iter()
+            .flat_map(|step| {
+                let mut bytes = step.code.to_ne_bytes().to_vec();
+                bytes.extend([step.jt, step.jf]);
+                bytes.extend(step.k.to_ne_bytes());
+                bytes
+            })
+            .collect();
+        let program = plan.put(data_at, &bytes);
+        // `struct sock_fprog`: length, padding, pointer.
+        let header = plan.put(data_at, &[(filter.len() as u64).to_ne_bytes(), program.to_ne_bytes()].concat());
+        plan.add(libc::SYS_seccomp, [u64::from(libc::SECCOMP_SET_MODE_FILTER), 0, header, 0, 0, 0]);
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    fn add(&mut self, call: c_long, arguments: [u64; 6]) {
+        self.steps.push(Step { call, arguments });
+    }
+
+    /// Adds data, aligned; answers where it will lie.
+    fn put(&mut self, data_at: u64, bytes: &[u8]) -> u64 {
+        self.data.resize(self.data.len().next_multiple_of(16), 0);
+        let at = data_at + self.data.len() as u64;
+        self.data.extend_from_slice(bytes);
+        at
+    }
+}
+
+/// The kernel's areas go to where the C library has noted that they are.
+fn move_kernel_areas(plan: &mut Plan, manifest: &Manifest, fresh: &[Mapping]) -> Result<(), CheckpointError> {
+    for area in &manifest.kernel_areas {
+        let here = fresh.iter().find(|mapping| mapping.kernel_name() == Some(area.name.as_str()));
+        let length = area.end - area.start;
+        let Some(here) = here.filter(|here| here.end - here.start == length) else {
+            return Err(CheckpointError::Unfit(format!("this kernel's {} is another", area.name)));
+        };
+        let meets = |mapping: &Mapping| area.start < mapping.end && mapping.start < area.end;
+        if here.start == area.start {
+            continue;
+        }
+        if let Some(other) = fresh.iter().find(|mapping| meets(mapping)) {
+            return Err(CheckpointError::Unfit(format!("{} would lie over {other:?}; the next try won't", area.name)));
+        }
+        let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED).cast_unsigned();
+        plan.add(libc::SYS_mremap, [here.start, length, length, u64::from(flags), area.start, 0]);
+    }
+    Ok(())
+}
+
+/// Neighbours that can be mapped by one call.
+fn merged(areas: &[Area]) -> Vec<Area> {
+    let mut merged: Vec<Area> = Vec::new();
+    for &area in areas {
+        if let Some(last) = merged.last_mut() {
+            let goes_on = match (last.content, area.content) {
+                (Content::Zero, Content::Zero) => true,
+                (Content::Pages(from), Content::Pages(to)) => from + (last.end - last.start) == to,
+                _ => false,
+            };
+            if goes_on && last.end == area.start && last.rights == area.rights {
+                last.end = area.end;
+                continue;
+            }
+        }
+        merged.push(area);
+    }
+    merged
+}
+
+fn mapped(area: &Area, sources: &Sources) -> [u64; 6] {
+    let always = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let (flags, descriptor, offset) = match area.content {
+        Content::Zero => (always | libc::MAP_ANONYMOUS, -1, 0),
+        Content::Pages(offset) => (always, sources.pages, offset),
+        Content::Guest(offset) => (always, sources.memory, offset),
+    };
+    let descriptor = i64::from(descriptor).cast_unsigned();
+    let length = area.end - area.start;
+    [area.start, length, u64::from(area.rights), u64::from(flags.cast_unsigned()), descriptor, offset]
+}
+
+/// Each number gets its file; nothing else stays open.
+fn place_descriptors(plan: &mut Plan, descriptors: &[Descriptor], sources: &Sources) -> Result<(), CheckpointError> {
+    let number = |number: i32| u64::from(number.cast_unsigned());
+    let highest = descriptors.iter().map(|descriptor| descriptor.number).max().unwrap_or(0);
+    if highest >= sources.lowest {
+        return Err(CheckpointError::Unfit(format!("the monitor has {highest} descriptors")));
+    }
+    plan.add(libc::SYS_close_range, [3, number(sources.lowest - 1), 0, 0, 0, 0]);
+    for (descriptor, source) in descriptors.iter().zip(&sources.descriptors) {
+        if let Some(source) = source {
+            let flags = if descriptor.close_on_exec { libc::O_CLOEXEC.cast_unsigned() } else { 0 };
+            plan.add(libc::SYS_dup3, [number(*source), number(descriptor.number), u64::from(flags), 0, 0, 0]);
+        }
+        if descriptor.nonblocking && !matches!(descriptor.file, File::Null) {
+            let set = libc::F_SETFL.cast_unsigned();
+            let flags = libc::O_NONBLOCK.cast_unsigned();
+            plan.add(libc::SYS_fcntl, [number(descriptor.number), u64::from(set), u64::from(flags), 0, 0, 0]);
+        }
+    }
+    plan.add(libc::SYS_close_range, [number(sources.lowest), u64::from(u32::MAX), 0, 0, 0, 0]);
+    Ok(())
+}
+
+/// Tells the kernel where the heap goes on, and what to show as the command line (`struct prctl_mm_map`).
+fn lay_out(plan: &mut Plan, manifest: &Manifest, data_at: u64, arguments: (u64, u64)) {
+    let layout = &manifest.layout;
+    let (no_file, none) = (u64::from(u32::MAX) << 32, 0);
+    let words = [
+        layout.code.0,
+        layout.code.1,
+        layout.data.0,
+        layout.data.1,
+        layout.heap.0,
+        layout.heap.1,
+        layout.stack,
+        arguments.0,
+        arguments.1,
+        arguments.1,
+        arguments.1,
+        none,
+        no_file,
+    ];
+    let bytes = words.map(u64::to_ne_bytes).concat();
+    let length = bytes.len() as u64;
+    let at = plan.put(data_at, &bytes);
+    let option = u64::from(libc::PR_SET_MM.cast_unsigned());
+    plan.add(libc::SYS_prctl, [option, PR_SET_MM_MAP, at, length, 0, 0]);
+}
+
+/// The arguments of clone(2) that make a thread like those of the C library, whose number the kernel writes to where that
+/// keeps it.
+pub(super) fn thread_arguments(registers: &Registers, number_offset: u64) -> [u64; 6] {
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM
+        | libc::CLONE_SETTLS
+        | libc::CLONE_CHILD_SETTID
+        | libc::CLONE_CHILD_CLEARTID;
+    let number = registers.fs_base + number_offset;
+    [u64::from(flags.cast_unsigned()), registers.rsp, 0, number, registers.fs_base, 0]
+}
+
+/// Steps as the machine code reads them.
+pub(super) fn table(steps: &[Step]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(steps.len() * size_of::<[u64; 8]>());
+    for step in steps {
+        bytes.extend(step.call.to_ne_bytes());
+        bytes.extend(step.arguments.map(u64::to_ne_bytes).concat());
+        bytes.extend([0; 8]);
+    }
+    bytes
+}
