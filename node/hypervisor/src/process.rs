@@ -26,9 +26,9 @@ impl ProcessRef {
         Ok(Self { pid, start_ticks: stat.start_ticks })
     }
 
-    /// Whether it still runs. A zombie has ended.
+    /// Whether any of it still runs: until then it holds memory, files and cgroups.
     pub(crate) fn lives(self) -> bool {
-        Stat::read(self.pid).is_ok_and(|stat| stat.start_ticks == self.start_ticks && stat.state != 'Z')
+        Stat::read(self.pid).is_ok_and(|stat| stat.start_ticks == self.start_ticks && !stat.has_ended())
     }
 
     /// Sends SIGKILL if it still runs.
@@ -108,10 +108,17 @@ fn status_kib(status: &str, key: &str) -> u64 {
 struct Stat {
     state: char,
     cpu_ticks: u64,
+    threads: u64,
     start_ticks: u64,
 }
 
 impl Stat {
+    /// A zombie has ended, but one with further threads is a first thread alone: killed with the others, it is often gone
+    /// long before the last of them, above all where their processor time is limited.
+    fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+
     fn read(pid: u32) -> io::Result<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         Self::parse(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -125,6 +132,7 @@ impl Stat {
         Some(Self {
             state: fields.first()?.chars().next()?,
             cpu_ticks: number(14)? + number(15)?,
+            threads: number(20)?,
             start_ticks: number(22)?,
         })
     }
@@ -139,7 +147,18 @@ mod tests {
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let text = "42 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 111 222 13 14 15 16 17 18 98765 20";
         let stat = Stat::parse(text).expect("parsed");
-        assert_eq!((stat.state, stat.cpu_ticks, stat.start_ticks), ('S', 333, 98765));
+        assert_eq!((stat.state, stat.cpu_ticks, stat.threads, stat.start_ticks), ('S', 333, 17, 98765));
+    }
+
+    #[test]
+    fn a_zombie_has_ended_once_its_last_thread_has() {
+        let ended = |state: char, threads: u32| {
+            let text = format!("42 (qemu) {state} 1 2 3 4 5 6 7 8 9 10 111 222 13 14 15 16 {threads} 18 98765 20");
+            Stat::parse(&text).expect("parsed").has_ended()
+        };
+        assert!(ended('Z', 1) && ended('X', 0));
+        assert!(!ended('Z', 2), "another thread still runs");
+        assert!(!ended('R', 1) && !ended('D', 4));
     }
 
     #[test]

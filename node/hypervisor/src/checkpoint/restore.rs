@@ -229,6 +229,9 @@ fn become_it(
         return Err(CheckpointError::Unfit(format!("{step:?} failed: {answer:?}")));
     }
     write_at(pid, shown_at, &shown)?;
+    if word_at(pid, again(manifest)?).map_err(failed("read the monitor's memory"))? & 0xffff != SYSCALL {
+        return Err(CheckpointError::Unfit("its memory isn't what was taken".to_owned()));
+    }
     let known = own_number(main, manifest)?;
     write_at(pid, known.0, &known.1.to_ne_bytes())?;
     let at = again(manifest)?;
@@ -264,9 +267,6 @@ fn saved_registers(thread: &Thread) -> Result<Registers, CheckpointError> {
 /// The other threads, stopped before their first instruction.
 fn add_threads(pid: u32, main: Tracee, manifest: &Manifest) -> Result<Vec<Tracee>, CheckpointError> {
     let at = again(manifest)?;
-    if word_at(pid, at).map_err(failed("read the monitor's memory"))? & 0xffff != SYSCALL {
-        return Err(CheckpointError::Unfit("its memory isn't what was taken".to_owned()));
-    }
     ptrace::setoptions(main.id, ptrace::Options::PTRACE_O_TRACECLONE).map_err(failed("trace the new process"))?;
     let mut threads = Vec::new();
     for saved in &manifest.threads[1..] {

@@ -28,9 +28,6 @@ use crate::{
 /// How long writing a template's device state may take: some 300 KiB, plus what the guest's disk still flushes.
 const SAVE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Number under which the file for a snapshot's device state is lent; verbs take turns, so one is enough.
-const STATE_SET: u32 = 1;
-
 /// A machine.
 #[derive(Debug)]
 pub(super) struct QemuMachine {
@@ -39,13 +36,22 @@ pub(super) struct QemuMachine {
     qmp: Qmp,
     /// Verbs that change the machine take turns: a resume in the middle of a snapshot would tear it.
     turns: Semaphore,
+    /// Sets of descriptors that QEMU was lent and is to let go of once it runs.
+    lent: Mutex<Vec<u64>>,
     /// The newest channel, to be closed when a newer one is asked for.
     channel: Mutex<Option<BlockingStream>>,
 }
 
 impl QemuMachine {
     pub(super) fn new(spec: VmSpec, fit: Fit, keeper: Keeper, here: Here, qmp: Qmp) -> Self {
-        Self { kept: Kept::new(spec, keeper, here), fit, qmp, turns: Semaphore::new(1), channel: Mutex::new(None) }
+        Self {
+            kept: Kept::new(spec, keeper, here),
+            fit,
+            qmp,
+            turns: Semaphore::new(1),
+            lent: Mutex::default(),
+            channel: Mutex::new(None),
+        }
     }
 
     async fn turn(&self) -> SemaphorePermit<'_> {
@@ -100,10 +106,20 @@ impl QemuMachine {
 
     /// Has QEMU write the stopped machine's device state into a file that it is lent: its own files are few.
     async fn save_devices(&self, into: &Path) -> Result<(), VmError> {
-        let state = self.qmp.lend_descriptor(STATE_SET, create_for_qemu(into)?).await?;
-        let saved = self.execute("xen-save-devices-state", json!({ "filename": state, "live": false })).await;
-        self.qmp.take_back(STATE_SET).await?;
-        saved.map(drop)
+        let set = self.qmp.lend_descriptor(create_for_qemu(into)?).await?;
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner).push(set);
+        let state = format!("/dev/fdset/{set}");
+        self.execute("xen-save-devices-state", json!({ "filename": state, "live": false })).await.map(drop)
+    }
+
+    /// Lets the processors run, and has QEMU let go of what it was lent meanwhile.
+    async fn go_on(&self) -> Result<(), VmError> {
+        self.execute("cont", json!({})).await?;
+        let lent = std::mem::take(&mut *self.lent.lock().unwrap_or_else(PoisonError::into_inner));
+        for set in lent {
+            self.qmp.take_back(set).await?;
+        }
+        Ok(())
     }
 }
 
@@ -115,7 +131,7 @@ impl Vm for QemuMachine {
 
     async fn resume(&self) -> Result<(), VmError> {
         let _turn = self.turn().await;
-        self.execute("cont", json!({})).await.map(drop)
+        self.go_on().await
     }
 
     async fn pause(&self) -> Result<(), VmError> {
@@ -186,7 +202,7 @@ impl Vm for QemuMachine {
         self.execute("stop", json!({})).await?;
         let written = self.write_snapshot(&files, runs.clone(), template).await;
         // It goes on whatever became of the snapshot.
-        let resumed = if ran { self.execute("cont", json!({})).await.map(drop) } else { Ok(()) };
+        let resumed = if ran { self.go_on().await } else { Ok(()) };
         let stop_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
         written?;
         resumed?;
@@ -212,12 +228,18 @@ impl Vm for QemuMachine {
         self.execute("stop", json!({})).await?;
         let memory = template::memory_file(template);
         let request = Request::TakeCheckpoint { memory, folder: into.to_owned() };
-        let taken = self.kept.keeper.ask(&request, "take_checkpoint", PAGES_LIMIT);
+        let taken = async {
+            match self.kept.keeper.ask(&request, "take_checkpoint", PAGES_LIMIT).await {
+                // The keeper's own word: this monitor isn't as those are that it knows to copy.
+                Err(VmError::Refused { message: why, .. }) => Err(VmError::Unsupported { verb: "checkpoint", why }),
+                other => other,
+            }
+        };
         let (own, copy) = (self.kept.spec.disk.clone(), checkpoint_disk(into));
         let disk = spawn_blocking(move || copy_sparse(&own, &copy));
         let (taken, disk) = tokio::join!(taken, disk);
         // It goes on whatever became of the checkpoint.
-        let resumed = if ran { self.execute("cont", json!({})).await.map(drop) } else { Ok(()) };
+        let resumed = if ran { self.go_on().await } else { Ok(()) };
         let stop_us = u64::try_from(stopped.elapsed().as_micros()).unwrap_or(u64::MAX);
         let disk = disk.map_err(|panicked| failed("copy", &self.kept.spec.disk)(panicked.into())).and_then(|disk| disk);
         if disk.is_err() || taken.is_err() {

@@ -99,14 +99,19 @@ impl Qmp {
         self.send("getfd", json!({ "fdname": name }), Some(descriptor), COMMAND_LIMIT).await.map(drop)
     }
 
-    /// Hands a descriptor to QEMU for what opens files by name; answers the name. QEMU's files are those of its seal.
-    pub(super) async fn lend_descriptor(&self, set: u32, descriptor: OwnedFd) -> Result<String, VmError> {
-        self.send("add-fd", json!({ "fdset-id": set }), Some(descriptor), COMMAND_LIMIT).await?;
-        Ok(format!("/dev/fdset/{set}"))
+    /// Hands a descriptor to QEMU for what opens files by name; answers the number of a set of its own, whose name is
+    /// `/dev/fdset/NUMBER`. QEMU's files are those of its seal.
+    pub(super) async fn lend_descriptor(&self, descriptor: OwnedFd) -> Result<u64, VmError> {
+        let lent = self.send("add-fd", json!({}), Some(descriptor), COMMAND_LIMIT).await?;
+        lent.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| VmError::Refused {
+            monitor: "qemu",
+            command: "add-fd".to_owned(),
+            message: format!("it names no set: {lent}"),
+        })
     }
 
-    /// Has QEMU let go of what was lent.
-    pub(super) async fn take_back(&self, set: u32) -> Result<(), VmError> {
+    /// Has QEMU let go of what was lent. It closes it only while its machine runs.
+    pub(super) async fn take_back(&self, set: u64) -> Result<(), VmError> {
         self.execute("remove-fd", json!({ "fdset-id": set })).await.map(drop)
     }
 

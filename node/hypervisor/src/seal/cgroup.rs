@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +18,9 @@ use crate::{VmFolder, VmSpec};
 
 /// Newest schema of `seal.json` that this version reads and the one it writes.
 const SCHEMA: u32 = 1;
-/// How often the removal of a group is tried: a killed process leaves its group a moment after it is gone from /proc.
-const REMOVE_TRIES: u32 = 100;
+/// How long the removal of a machine's groups is tried: a killed process that nobody could wait for leaves them only when
+/// its memory is freed.
+const REMOVE_LIMIT: Duration = Duration::from_secs(5);
 /// How old an empty group must be to count as lost: far longer than a keeper takes from making to entering it.
 const LOST_AFTER: Duration = Duration::from_secs(60);
 /// Between two tries.
@@ -158,13 +159,15 @@ fn name(folder: &VmFolder) -> String {
     format!("vm-{}", &hash.to_hex()[..16])
 }
 
-/// Removes the groups of an ended machine and what names them. Blocks for milliseconds; idempotent.
+/// Removes the groups of an ended machine and what names them. Blocks for milliseconds, up to 5 s while something still
+/// runs in them; idempotent.
 pub(crate) fn release(folder: &VmFolder) {
     let path = folder.seal_record();
     let Ok(record) = read_json::<Record>(&path, SCHEMA) else { return };
     let name = name(folder);
+    let until = Instant::now() + REMOVE_LIMIT;
     for group in record.groups.iter().filter(|group| group.ends_with(&name)) {
-        if let Err(error) = remove(group) {
+        if let Err(error) = removed(|| fs::remove_dir(group), until) {
             tracing::warn!(group = %group.display(), %error, "a machine's cgroup stays");
         }
     }
@@ -188,15 +191,17 @@ pub(super) fn sweep_lost() {
     }
 }
 
-fn remove(group: &Path) -> io::Result<()> {
-    for _ in 0..REMOVE_TRIES {
-        match fs::remove_dir(group) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(REMOVE_PAUSE),
+/// Tries until the group isn't busy any more, at least once.
+fn removed(mut attempt: impl FnMut() -> io::Result<()>, until: Instant) -> io::Result<()> {
+    loop {
+        match attempt() {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < until => {
+                std::thread::sleep(REMOVE_PAUSE);
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            removed => return removed,
+            result => return result,
         }
     }
-    fs::remove_dir(group)
 }
 
 /// Where this process runs in a version 2 group that was delegated to it, moves it to a leaf: only then can the group
@@ -239,6 +244,22 @@ mod tests {
         release(&folder);
         assert!(!mine.exists() && other.exists() && !folder.seal_record().exists());
         release(&folder);
+    }
+
+    #[test]
+    fn a_group_is_waited_for_while_something_ends_in_it() {
+        let busy = || io::Error::from(io::ErrorKind::ResourceBusy);
+        let mut tries = 0;
+        // Longer than the 200 ms in which a machine under a processor limit has been seen to end.
+        let slow = || {
+            tries += 1;
+            if tries > 150 { Ok(()) } else { Err(busy()) }
+        };
+        removed(slow, Instant::now() + Duration::from_secs(60)).expect("it ends at last");
+        let stays = removed(|| Err(busy()), Instant::now() + Duration::from_millis(10));
+        assert_eq!(stays.expect_err("it never ends").kind(), io::ErrorKind::ResourceBusy);
+        assert!(removed(|| Err(io::ErrorKind::NotFound.into()), Instant::now()).is_ok(), "it is gone already");
+        assert!(removed(|| Err(io::ErrorKind::PermissionDenied.into()), Instant::now()).is_err());
     }
 
     #[test]
