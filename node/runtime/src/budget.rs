@@ -19,6 +19,8 @@ pub enum CreateFrom {
     Spare,
     /// Nothing: it was cloned on the request's own time.
     Clone,
+    /// Nothing but its template's checkpoint: it was copied from that on the request's own time.
+    Copy,
 }
 
 /// Where the time of one create went, microseconds. Resume, identity, policy and record run side by side, so the parts

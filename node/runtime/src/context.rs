@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::board::Board;
 use crate::budget::Budgets;
+use crate::checkpoint::Checkpoints;
 use crate::folder::Folders;
 use crate::network::Network;
 use crate::pool::Pool;
@@ -26,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) room: Room,
     pub(crate) budgets: Budgets,
     pub(crate) templates: Templates,
+    pub(crate) checkpoints: Checkpoints,
     pub(crate) board: Board,
     pub(crate) pool: Pool,
     /// Boots, restores and clones on demand take turns: a node that starts again may have a hundred to boot.

@@ -2,23 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use fabric_types::{Accelerator, Digest, Fit, GuestNetwork, HypervisorKind, Isolation};
 use guest_proto::session::guest::Listener;
-use guest_proto::surface::{DiskSize, ExecReply, Health, Identity, IdentityAck, PROTOCOL};
+use guest_proto::surface::{DiskSize, ExecReply, ExecRequest, Health, Identity, IdentityAck, PROTOCOL};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use node_hypervisor::{
-    Counters, Hypervisor, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmFolder, VmSpec, VmState,
-    copy_sparse, template_disk, template_memory,
+    CheckpointTaken, Counters, Hypervisor, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmFolder, VmSpec,
+    VmState, checkpoint_disk, copy_sparse, template_disk, template_memory,
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -37,6 +38,16 @@ pub(crate) struct Faults {
     pub(crate) identities: AtomicUsize,
     /// So many snapshots fail.
     pub(crate) snapshots: AtomicUsize,
+    /// Whether machines can be written down as checkpoints at all.
+    pub(crate) copies: AtomicBool,
+    /// So many checkpoints fail half-way.
+    pub(crate) checkpoints: AtomicUsize,
+    /// So many copies of checkpoints are refused as unsupported.
+    pub(crate) refused_copies: AtomicUsize,
+    /// So many copies find that their checkpoint has just gone.
+    pub(crate) vanished: AtomicUsize,
+    /// So many copies have a guest that never answers.
+    pub(crate) mute: AtomicUsize,
 }
 
 /// The double. Its machines outlive it as long as the `Arc` does, like real ones outlive a node.
@@ -45,6 +56,8 @@ pub(crate) struct Double {
     isolation: Isolation,
     pub(crate) faults: Arc<Faults>,
     pub(crate) created: AtomicU64,
+    /// Checkpoints that were taken.
+    pub(crate) taken: Arc<AtomicU64>,
     machines: Mutex<BTreeMap<PathBuf, Arc<Machine>>>,
 }
 
@@ -58,6 +71,43 @@ pub(crate) struct Machine {
     /// Bytes that its disk has for the guest's kernel, and for the guest's file system.
     disk_bytes: [AtomicU64; 2],
     faults: Arc<Faults>,
+    /// Whether its guest ever answers.
+    mute: bool,
+    taken: Arc<AtomicU64>,
+}
+
+/// A checkpoint as the double writes it.
+#[derive(Serialize, Deserialize)]
+struct Written {
+    boot: u32,
+    plug: String,
+    identity: Option<Identity>,
+    memory: String,
+}
+
+/// The boot of the host that the double's checkpoints are of.
+const BOOT: u32 = 2;
+
+fn written(folder: &Path) -> std::io::Result<Written> {
+    let bytes = std::fs::read(folder.join("double.json"))?;
+    Ok(serde_json::from_slice(&bytes)?)
+}
+
+/// Whether the checkpoint in a folder can be taken up: as the drivers' own question, of the double's.
+pub(crate) fn is_current(folder: &Path) -> bool {
+    written(folder).is_ok_and(|written| written.boot == BOOT)
+}
+
+/// What an earlier boot of the host left.
+pub(crate) fn leave_stale(folder: &Path) {
+    std::fs::create_dir_all(folder).expect("made");
+    let stale = Written { boot: BOOT - 1, plug: String::new(), identity: None, memory: String::new() };
+    std::fs::write(folder.join("double.json"), serde_json::to_vec(&stale).expect("JSON")).expect("written");
+}
+
+fn kind(spec: &VmSpec) -> String {
+    let network = serde_json::to_value(&spec.network).expect("JSON");
+    network["kind"].as_str().expect("it is tagged").to_owned()
 }
 
 impl Double {
@@ -78,8 +128,8 @@ impl Double {
             network: GuestNetwork::None,
             seal: fabric_types::Seal::default(),
         };
-        let (faults, created, machines) = (Arc::default(), AtomicU64::new(0), Mutex::default());
-        Arc::new(Self { fit, isolation, faults, created, machines })
+        let (faults, created, taken, machines) = Default::default();
+        Arc::new(Self { fit, isolation, faults, created, taken, machines })
     }
 
     /// Machines that haven't ended.
@@ -147,7 +197,9 @@ impl Hypervisor for Double {
             return Err(refused("create", "a fault of the test"));
         }
         assert!(spec.disk.is_file(), "a machine's disk is made before it");
+        let copied = spec.checkpoint.as_deref().map(|folder| self.take_up(folder, &spec)).transpose()?;
         self.created.fetch_add(1, Ordering::Relaxed);
+        let mute = copied.is_some() && take(&self.faults.mute);
         let dir = spec.folder.dir.clone();
         let state = watch::Sender::new(VmState::Paused);
         let (identity, memory) = match &spec.memory {
@@ -157,6 +209,7 @@ impl Hypervisor for Double {
             | MemorySource::BootOver { .. }
             | MemorySource::Clone { .. } => Default::default(),
         };
+        let (identity, memory) = copied.map_or((identity, memory), |written| (written.identity, written.memory));
         let bytes = std::fs::metadata(&spec.disk).expect("it is there").len();
         let machine = Arc::new(Machine {
             spec,
@@ -165,6 +218,8 @@ impl Hypervisor for Double {
             memory: Mutex::new(memory),
             disk_bytes: [AtomicU64::new(bytes), AtomicU64::new(bytes)],
             faults: self.faults.clone(),
+            mute,
+            taken: self.taken.clone(),
         });
         self.machines.lock().expect("no test panics in here").insert(dir, machine.clone());
         Ok(Box::new(Handle(machine, self.fit.clone())))
@@ -176,6 +231,25 @@ impl Hypervisor for Double {
             Some(machine) if machine.lives() => Ok(Box::new(Handle(machine, self.fit.clone()))),
             _ => Err(VmError::Ended { label: "double".to_owned(), how: "a test ended it".to_owned() }),
         }
+    }
+}
+
+impl Double {
+    fn take_up(&self, folder: &Path, spec: &VmSpec) -> Result<Written, VmError> {
+        assert!(matches!(spec.memory, MemorySource::Clone { .. }), "a copy's memory is a clone's");
+        let unsupported = |why: &str| VmError::Unsupported { verb: "create", why: why.to_owned() };
+        if take(&self.faults.refused_copies) {
+            return Err(unsupported("a fault of the test"));
+        }
+        if take(&self.faults.vanished) {
+            std::fs::remove_dir_all(folder).expect("removed");
+        }
+        let written =
+            written(folder).map_err(|source| VmError::File { action: "read", path: folder.to_owned(), source })?;
+        if written.boot != BOOT || written.plug != kind(spec) {
+            return Err(unsupported("it is of another boot or another plug"));
+        }
+        Ok(written)
     }
 }
 
@@ -234,6 +308,31 @@ impl Vm for Handle {
         Ok(SnapshotTaken { files, stop_us: 1 })
     }
 
+    async fn checkpoint(&self, into: &Path) -> Result<CheckpointTaken, VmError> {
+        cut::point().await;
+        let unsupported = |why: &str| VmError::Unsupported { verb: "checkpoint", why: why.to_owned() };
+        if !self.0.faults.copies.load(Ordering::Relaxed) {
+            return Err(unsupported("the double's machines can't be copied"));
+        }
+        if !matches!(self.0.spec.memory, MemorySource::Clone { .. } | MemorySource::Restore { .. }) {
+            return Err(unsupported("the double was booted"));
+        }
+        copy_sparse(&self.0.spec.disk, &checkpoint_disk(into))?;
+        cut::point().await;
+        if take(&self.0.faults.checkpoints) {
+            return Err(refused("checkpoint", "a fault of the test"));
+        }
+        let written = Written {
+            boot: BOOT,
+            plug: kind(&self.0.spec),
+            identity: self.0.identity.lock().expect("no test panics in here").clone(),
+            memory: self.0.memory.lock().expect("no test panics in here").clone(),
+        };
+        std::fs::write(into.join("double.json"), serde_json::to_vec(&written).expect("JSON")).expect("written");
+        self.0.taken.fetch_add(1, Ordering::Relaxed);
+        Ok(CheckpointTaken { stop_us: 1, shared_bytes: 1 })
+    }
+
     async fn resize_disk(&self, bytes: u64) -> Result<(), VmError> {
         cut::point().await;
         let there = std::fs::metadata(&self.0.spec.disk).expect("it is there").len();
@@ -243,6 +342,9 @@ impl Vm for Handle {
     }
 
     async fn channel(&self) -> Result<UnixStream, VmError> {
+        if self.0.mute {
+            return Err(refused("channel", "its guest doesn't answer"));
+        }
         let (host, guest) = UnixStream::pair().expect("a pair of sockets");
         tokio::spawn(serve(self.0.clone(), guest));
         Ok(host)
@@ -346,8 +448,10 @@ async fn answer(
             machine.die();
             return Ok(status(204));
         }
-        // A command that never ends.
-        "/v1/exec/stream" => std::future::pending().await,
+        // One without a command never ends.
+        "/v1/exec/stream" if !serde_json::from_slice::<ExecRequest>(&body).is_ok_and(|ask| !ask.command.is_empty()) => {
+            std::future::pending().await
+        }
         _ => serde_json::to_value(ExecReply::default()),
     };
     Ok(Response::new(Full::new(answer.expect("JSON").to_string().into())))

@@ -237,7 +237,8 @@ impl Link {
         self.call(Method::POST, path, Bytes::new(), generation, deadline).await.map(|_| ())
     }
 
-    async fn call(
+    /// Any request; its answer's body, whole.
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &'static str,

@@ -22,6 +22,7 @@
 mod activity;
 mod board;
 mod budget;
+mod checkpoint;
 mod clock;
 mod context;
 mod contract;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use fabric_types::Shape;
 use node_hypervisor::{
-    Hypervisor, ImagePaths, MachineLimits, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec, copy_sparse, end_machine,
+    Hypervisor, ImagePaths, MachineLimits, MemorySource, Spare, Vm, VmError, VmFolder, VmSpec, checkpoint_disk,
+    copy_sparse, end_machine,
 };
 use node_network::Port;
 
@@ -28,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) disk: PathBuf,
     /// Where its memory comes from.
     pub(crate) memory: MemorySource,
+    /// The checkpoint that it is a copy of.
+    pub(crate) checkpoint: Option<PathBuf>,
     /// What its network card is plugged into.
     pub(crate) port: Option<Port>,
     /// What the host lets it use.
@@ -43,7 +46,7 @@ impl Plan {
             image: self.image,
             disk: self.disk,
             memory: self.memory,
-            checkpoint: None,
+            checkpoint: self.checkpoint,
             network: network::device(self.port.as_ref()),
             limits: self.limits,
         }
@@ -66,6 +69,20 @@ pub(crate) async fn make_clone(
     let (from, to) = (template.disk(), plan.disk.clone());
     blocking(move || copy_sparse(&from, &to)).await?;
     plan.memory = MemorySource::Clone { template: template.dir.clone() };
+    make(driver, plan).await
+}
+
+/// A copy of the machine in `checkpoint`, whose memory began from `template`: its disk is a copy of the one there.
+pub(crate) async fn make_copy(
+    driver: &dyn Hypervisor,
+    template: &Template,
+    checkpoint: PathBuf,
+    mut plan: Plan,
+) -> Result<Arc<dyn Vm>, RuntimeError> {
+    let (from, to) = (checkpoint_disk(&checkpoint), plan.disk.clone());
+    blocking(move || copy_sparse(&from, &to)).await?;
+    plan.memory = MemorySource::Clone { template: template.dir.clone() };
+    plan.checkpoint = Some(checkpoint);
     make(driver, plan).await
 }
 

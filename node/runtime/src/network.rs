@@ -7,7 +7,7 @@
 //! ports that are in use; every other one is taken away then. A node without a network plugs nothing, and its guests
 //! reach nothing, whatever their policies say.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use fabric_types::NetworkPolicy;
@@ -55,29 +55,38 @@ impl Plugs for Networks {
 
 /// The node's network, if it has one.
 #[derive(Clone, Default)]
-pub(crate) struct Network(Option<Arc<dyn Plugs>>);
+pub(crate) struct Network {
+    plugs: Option<Arc<dyn Plugs>>,
+    /// The kind of its ports: the same for all that one process makes.
+    kind: Arc<OnceLock<Plug>>,
+}
 
 impl Network {
     pub(crate) fn new(plugs: Option<Arc<dyn Plugs>>) -> Self {
-        Self(plugs)
+        Self { plugs, kind: Arc::default() }
+    }
+
+    /// Of which kind the next port is; none while this process hasn't made any.
+    pub(crate) fn kind(&self) -> Option<Plug> {
+        if self.plugs.is_none() { Some(Plug::None) } else { self.kind.get().copied() }
     }
 
     /// Refuses a policy that can't be enforced here.
     pub(crate) fn check(&self, policy: &NetworkPolicy) -> Result<(), NetworkFault> {
-        self.0.as_ref().map_or(Ok(()), |plugs| plugs.check(policy))
+        self.plugs.as_ref().map_or(Ok(()), |plugs| plugs.check(policy))
     }
 
     /// A port for a new machine; none where the node has no network.
     pub(crate) async fn plug(&self) -> Result<Option<Port>, NetworkFault> {
-        match &self.0 {
-            Some(plugs) => plugs.take().await,
-            None => Ok(None),
-        }
+        let Some(plugs) = &self.plugs else { return Ok(None) };
+        let port = plugs.take().await?;
+        self.kind.get_or_init(|| Plug::of(port.as_ref()));
+        Ok(port)
     }
 
     /// Puts a sandbox's policy in force.
     pub(crate) async fn apply(&self, port: Option<&Port>, policy: &NetworkPolicy) -> Result<(), NetworkFault> {
-        match (&self.0, port) {
+        match (&self.plugs, port) {
             (Some(plugs), Some(port)) => plugs.apply(port, policy).await,
             // Without a port there is nothing that could pass.
             (None, _) | (_, None) => Ok(()),
@@ -86,16 +95,47 @@ impl Network {
 
     /// Takes the port of an ended machine back. Idempotent.
     pub(crate) async fn unplug(&self, port: Option<Port>) {
-        if let (Some(plugs), Some(port)) = (&self.0, port) {
+        if let (Some(plugs), Some(port)) = (&self.plugs, port) {
             plugs.release(port).await;
         }
     }
 
     /// Takes every port back that isn't among these: what an earlier process of the node left.
     pub(crate) async fn retain(&self, ports: &[Port]) -> Result<(), NetworkFault> {
-        match &self.0 {
+        match &self.plugs {
             Some(plugs) => plugs.retain(ports).await,
             None => Ok(()),
+        }
+    }
+}
+
+/// Into what kind of thing a machine's card is plugged: a copy of a machine has the kind that the machine had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Plug {
+    /// Nothing.
+    None,
+    /// A tap.
+    Tap,
+    /// A `passt` process.
+    Passt,
+}
+
+impl Plug {
+    /// The kind of a port.
+    pub(crate) fn of(port: Option<&Port>) -> Self {
+        match port {
+            None => Self::None,
+            Some(Port::Tap { .. }) => Self::Tap,
+            Some(Port::Passt { .. }) => Self::Passt,
+        }
+    }
+
+    /// Its name in the names of files.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Tap => "tap",
+            Self::Passt => "passt",
         }
     }
 }

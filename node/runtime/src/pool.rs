@@ -6,7 +6,7 @@
 //!                                              |  a shelf for each shape: demand decides what it holds
 //!                                              |  a few jobs at once, at low priority
 //!                                              v
-//!                                          make a template, a clone, a spare
+//!                                          make a template, its checkpoint, a clone, a spare
 //! ```
 //! Nothing here is on the path of a create but `take`.
 
@@ -23,6 +23,9 @@ use crate::folder::Home;
 use crate::guest::Link;
 use crate::template::Template;
 
+mod base;
+mod checkpoint;
+mod copies;
 mod demand;
 mod keeper;
 mod make;
@@ -59,6 +62,13 @@ pub(crate) struct Started {
     pub(crate) monitor: Option<Box<dyn Spare>>,
 }
 
+impl Warm {
+    /// Whether it is a copy of a checkpoint.
+    fn is_copy(&self) -> bool {
+        self.vm.spec().checkpoint.is_some()
+    }
+}
+
 /// What stood ready for a create.
 pub(crate) enum Ready {
     /// An exercised clone.
@@ -93,7 +103,7 @@ impl Pool {
         (Self { requests, status }, PoolSeat { requests: inbox, status: sender })
     }
 
-    /// A warm clone of the shape, else a spare, if there is one. Microseconds.
+    /// A warm clone of the shape, else, where no copies can be made, a spare, if there is one. Microseconds.
     pub(crate) async fn take(&self, shape: Shape) -> Option<Ready> {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Take { shape, reply }).await.ok()?;

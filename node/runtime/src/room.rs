@@ -11,7 +11,8 @@ use nix::sys::statvfs::statvfs;
 use crate::durable::At;
 use crate::{RuntimeConfig, RuntimeError};
 
-/// Private memory of a machine that none has been measured of yet, KiB: what a fresh clone under QEMU takes.
+/// Private memory of a machine of whose kind none has been measured yet, KiB: what a fresh clone under QEMU takes, and
+/// more than a copy does.
 const PRIVATE_KIB_GUESSED: u64 = 64 << 10;
 /// How much a new measurement counts against the old mean: one in so many.
 const MEASUREMENTS: u64 = 8;
@@ -39,13 +40,22 @@ pub fn min_free_memory_bytes() -> std::io::Result<u64> {
     meminfo("MemTotal").map(|kib| (kib << 10) / 20)
 }
 
+/// How a machine is made, as far as it tells what it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Making {
+    /// By a monitor of its own: a clone, a restore, a boot.
+    Anew,
+    /// As a copy of a checkpoint, which shares its monitor's memory too.
+    Copy,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Room {
     /// Machines that are being made now: what they will take isn't missing from the host's memory yet.
     making: AtomicU32,
-    /// What a machine took on the average once it was made, KiB.
-    private_kib: AtomicU64,
+    /// What a machine took on the average once it was made, KiB: one made anew, and a copy.
+    private_kib: [AtomicU64; 2],
 }
 
 /// A machine that is being made. Dropped when it is made, or when nothing is left of it.
@@ -60,23 +70,31 @@ impl Drop for Berth<'_> {
 
 impl Room {
     pub(crate) fn new() -> Self {
-        Self { making: AtomicU32::new(0), private_kib: AtomicU64::new(PRIVATE_KIB_GUESSED) }
+        Self { making: AtomicU32::new(0), private_kib: [PRIVATE_KIB_GUESSED; 2].map(AtomicU64::new) }
     }
 
     /// What a machine takes for itself, KiB, as far as it was measured.
-    pub(crate) fn private_kib(&self) -> u64 {
-        self.private_kib.load(Ordering::Relaxed)
+    pub(crate) fn private_kib(&self, making: Making) -> u64 {
+        self.of(making).load(Ordering::Relaxed)
     }
 
     /// Takes a measurement in.
-    pub(crate) fn measured(&self, private_kib: u64) {
-        let old = self.private_kib();
+    pub(crate) fn measured(&self, making: Making, private_kib: u64) {
+        let old = self.private_kib(making);
         let mean = if old == PRIVATE_KIB_GUESSED {
             private_kib
         } else {
             (old * (MEASUREMENTS - 1) + private_kib) / MEASUREMENTS
         };
-        self.private_kib.store(mean.max(1), Ordering::Relaxed);
+        self.of(making).store(mean.max(1), Ordering::Relaxed);
+    }
+
+    fn of(&self, making: Making) -> &AtomicU64 {
+        let [anew, copy] = &self.private_kib;
+        match making {
+            Making::Anew => anew,
+            Making::Copy => copy,
+        }
     }
 
     /// Refuses new work on a disk that is too full. Microseconds.
@@ -88,12 +106,12 @@ impl Room {
     }
 
     /// Enters one more machine that is to be made, or refuses it.
-    pub(crate) fn enter(&self, config: &RuntimeConfig) -> Result<Berth<'_>, RuntimeError> {
+    pub(crate) fn enter(&self, config: &RuntimeConfig, kind: Making) -> Result<Berth<'_>, RuntimeError> {
         let making = self.making.fetch_add(1, Ordering::Relaxed);
         let berth = Berth(self);
         let path = Path::new("/proc/meminfo");
         let available = meminfo("MemAvailable").at("read", path)? << 10;
-        fits(available, self.private_kib() << 10, u64::from(making), config.min_free_memory_bytes)?;
+        fits(available, self.private_kib(kind) << 10, u64::from(making), config.min_free_memory_bytes)?;
         Ok(berth)
     }
 }
@@ -127,10 +145,13 @@ mod tests {
     #[test]
     fn the_first_measurement_replaces_the_guess_and_later_ones_move_the_mean() {
         let room = Room::new();
-        room.measured(40 << 10);
-        assert_eq!(room.private_kib(), 40 << 10);
-        room.measured(48 << 10);
-        assert_eq!(room.private_kib(), 41 << 10);
+        room.measured(Making::Anew, 40 << 10);
+        assert_eq!(room.private_kib(Making::Anew), 40 << 10);
+        room.measured(Making::Anew, 48 << 10);
+        assert_eq!(room.private_kib(Making::Anew), 41 << 10);
+        assert_eq!(room.private_kib(Making::Copy), PRIVATE_KIB_GUESSED, "nothing is known of copies by that");
+        room.measured(Making::Copy, 9 << 10);
+        assert_eq!((room.private_kib(Making::Anew), room.private_kib(Making::Copy)), (41 << 10, 9 << 10));
     }
 
     #[test]
@@ -138,11 +159,12 @@ mod tests {
         let root = tempfile::tempdir().expect("a folder");
         let config = crate::testing::config(root.path());
         let room = Room::new();
-        let berths = [room.enter(&config).expect("room"), room.enter(&config).expect("room")];
+        let berths =
+            [room.enter(&config, Making::Anew).expect("room"), room.enter(&config, Making::Anew).expect("room")];
         assert_eq!(room.making.load(Ordering::Relaxed), 2);
         drop(berths);
         let full = RuntimeConfig { min_free_memory_bytes: u64::MAX, ..config };
-        assert!(matches!(room.enter(&full), Err(RuntimeError::HostMemory { .. })));
+        assert!(matches!(room.enter(&full, Making::Anew), Err(RuntimeError::HostMemory { .. })));
         assert_eq!(room.making.load(Ordering::Relaxed), 0, "a refused one isn't being made");
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fabric_types::{Generation, Phase, SandboxId, SnapshotId};
-use node_hypervisor::{Hypervisor, VmFolder};
+use node_hypervisor::{Hypervisor, VmFolder, checkpoint_is_current};
 use node_network::{Networks, Port};
 use node_snapshot::SnapshotStore;
 use tokio::sync::{Semaphore, watch};
@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::board::{Board, Entry};
 use crate::budget::Budgets;
+use crate::checkpoint::Checkpoints;
 use crate::context::{Context, HEAVY_MAX};
 use crate::durable::blocking;
 use crate::folder::{Folders, Found};
@@ -77,15 +78,16 @@ impl Runtime {
         networks: Option<Networks>,
     ) -> Result<Self, RuntimeError> {
         let network = Network::new(networks.map(|networks| Arc::new(networks) as Arc<dyn Plugs>));
-        Self::start_over(config, driver, snapshots, network).await
+        Self::start_over(config, driver, snapshots, network, checkpoint_is_current).await
     }
 
-    /// [`start`](Self::start), over any network.
+    /// [`start`](Self::start), over any network, with checkpoints that are current where this says so.
     pub(crate) async fn start_over(
         config: RuntimeConfig,
         driver: Arc<dyn Hypervisor>,
         snapshots: Arc<SnapshotStore>,
         network: Network,
+        is_current: fn(&Path) -> bool,
     ) -> Result<Self, RuntimeError> {
         let begun = Instant::now();
         let made = config.clone();
@@ -99,6 +101,7 @@ impl Runtime {
         let ended = CancellationToken::new();
         let context = Arc::new(Context {
             templates: Templates::new(config.clone(), driver.clone()),
+            checkpoints: Checkpoints::new(config.templates.clone(), is_current),
             config,
             folders,
             driver,

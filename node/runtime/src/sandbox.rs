@@ -44,7 +44,7 @@ mod verbs;
 
 pub(crate) use adopt::adopt;
 pub(crate) use driver::{spawn, spawn_lost};
-pub(crate) use fork::Frozen;
+pub(crate) use fork::{Frozen, Way};
 
 /// An answer's way back.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, RuntimeError>>;
@@ -58,7 +58,7 @@ pub(crate) enum Request {
     /// Take a snapshot into the local store.
     Snapshot(SnapshotId, Reply<SnapshotOutcome>),
     /// Stand still for a moment, for children to be made of it.
-    Freeze(Reply<Frozen>),
+    Freeze(Way, Reply<Frozen>),
     /// Bring it to life as a child of what was frozen; nothing was if its parent couldn't be.
     Fork(Option<Arc<Frozen>>, Reply<Observed>),
     /// Open a way to its agent.
@@ -73,7 +73,7 @@ impl Request {
             Self::Run(_) | Self::Fork(..) => Ask::Run,
             Self::Act(verb, _) => (*verb).into(),
             Self::Snapshot(..) => Ask::Snapshot,
-            Self::Freeze(_) => Ask::Fork,
+            Self::Freeze(..) => Ask::Fork,
             Self::Connect(_) => Ask::Connect,
             Self::Update(..) => Ask::Update,
         }
@@ -87,7 +87,7 @@ impl Request {
                 drop(reply.send(Err(error)));
             }
             Self::Snapshot(_, reply) => drop(reply.send(Err(error))),
-            Self::Freeze(reply) => drop(reply.send(Err(error))),
+            Self::Freeze(_, reply) => drop(reply.send(Err(error))),
             Self::Connect(reply) => drop(reply.send(Err(error))),
         }
     }

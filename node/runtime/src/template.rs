@@ -209,6 +209,7 @@ impl Templates {
             image: self.config.image.clone(),
             disk,
             memory: MemorySource::BootTemplate { template: dir },
+            checkpoint: None,
             port: None,
             limits: self.config.limits.of(shape),
         };

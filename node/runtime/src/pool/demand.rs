@@ -3,7 +3,8 @@
 //! ```text
 //!   wanted = rate x refill time + two standard deviations of it, between min and max, within the memory budget
 //!
-//!   fewer than wanted ---> Make, once the creates have the processors no more (or have had them long enough)
+//!   fewer than wanted ---> Make, once the creates have the processors no more (or have had them long enough); at once
+//!                          where it is a copy, which takes next to nothing of them
 //!   more than wanted  ---> Retire the oldest, once demand has been gone for a while
 //!   enough, one is old --> Make its replacement, then Retire it
 //! ```
@@ -65,6 +66,11 @@ impl Demand {
         self.taken.back().copied()
     }
 
+    /// How often the shape was asked for not long ago.
+    pub(super) fn asked(&self, now: Instant) -> usize {
+        self.taken.iter().rev().take_while(|at| now.duration_since(**at) <= SHAPE_KEPT).count()
+    }
+
     /// Whether the shape was asked for not long ago.
     pub(super) fn recent(&self, now: Instant) -> bool {
         self.last().is_some_and(|at| now.duration_since(at) <= SHAPE_KEPT)
@@ -102,6 +108,10 @@ pub(super) struct Level {
     pub(super) target: u32,
     /// When the oldest of those that stand ready was made.
     pub(super) oldest: Option<Instant>,
+    /// Whether clones are made as copies.
+    pub(super) copies: bool,
+    /// Whether one of them stands ready that isn't a copy, though it could be one: it takes several times the memory.
+    pub(super) outdated: bool,
     /// When one was last taken.
     pub(super) taken_at: Option<Instant>,
     /// Since when there are fewer than wanted.
@@ -123,7 +133,7 @@ pub(super) enum Step {
 
 /// The next step and when it is due; none while nothing but time has to pass.
 pub(super) fn next(level: &Level, now: Instant) -> Option<(Instant, Step)> {
-    let aged_at = level.oldest.map(|made_at| made_at + AGE_MAX);
+    let aged_at = if level.outdated { Some(now) } else { level.oldest.map(|made_at| made_at + AGE_MAX) };
     if level.warm > level.target {
         let quiet_at = level.taken_at.map_or(now, |taken_at| taken_at + SHRINK_AFTER);
         return Some((aged_at.map_or(quiet_at, |aged_at| aged_at.min(quiet_at)), Step::Retire));
@@ -135,6 +145,9 @@ pub(super) fn next(level: &Level, now: Instant) -> Option<(Instant, Step)> {
         return (level.warm < level.target).then_some((due, Step::Make));
     }
     if level.warm + level.making < level.target {
+        if level.copies {
+            return Some((now, Step::Make));
+        }
         let quiet_at = level.taken_at.map_or(now, |taken_at| taken_at + QUIET);
         let missing_at = level.missing_since.map_or(now, |since| since + MISSING_MAX);
         return Some((quiet_at.min(missing_at), Step::Make));
@@ -184,6 +197,25 @@ mod tests {
         let later = now + MISSING_MAX;
         let busy = Level { taken_at: Some(later), missing_since: Some(now), ..level(3, 4) };
         assert_eq!(next(&busy, later), Some((later, Step::Make)));
+    }
+
+    #[test]
+    fn copies_wait_for_nobody() {
+        let now = Instant::now();
+        let taken = Level { copies: true, taken_at: Some(now), missing_since: Some(now), ..level(3, 4) };
+        assert_eq!(next(&taken, now), Some((now, Step::Make)));
+        let failed = Level { failures: 1, failed_at: Some(now), ..taken };
+        assert!(next(&failed, now).is_some_and(|(at, _)| at > now), "but for a failure's wait");
+    }
+
+    #[test]
+    fn a_clone_that_could_be_a_copy_is_replaced_now_and_goes_then() {
+        let now = Instant::now();
+        let outdated = Level { copies: true, outdated: true, oldest: Some(now), ..level(4, 4) };
+        assert_eq!(next(&outdated, now), Some((now, Step::Make)));
+        let replaced = Level { warm: 5, taken_at: Some(now), ..outdated };
+        assert_eq!(next(&replaced, now), Some((now, Step::Retire)), "at once, however busy it is");
+        assert_eq!(next(&Level { outdated: false, ..outdated }, now), Some((now + AGE_MAX, Step::Make)));
     }
 
     #[test]

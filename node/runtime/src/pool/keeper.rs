@@ -1,4 +1,6 @@
 //! The task that owns the warm clones and the spares: decides by each shelf's policy, and has others do the work.
+//!
+//! Where a template has a checkpoint its clones are copies of that, and spares are for restores and forks alone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,6 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoint::{self, Outcome};
+use super::copies::Copies;
 use super::demand::{QUIET, Step};
 use super::make::{destroy, discard, make, make_spare};
 use super::shelf::{Death, Shelf};
@@ -20,6 +24,12 @@ use crate::{PoolLimits, PoolStatus, RuntimeError, identity};
 
 /// Clones, templates and spares that are made at once: each keeps one processor busy, and the smallest host has two.
 const JOBS_MAX: usize = 2;
+/// Copies that are made at once: each waits for the kernel more than it computes.
+const COPIES_MAX: usize = 4;
+/// Clones that are made while a checkpoint is, for who comes meanwhile: more of them would be replaced by copies at once.
+const CLONES_MEANWHILE: u32 = 2;
+/// Spares where creates need none.
+const SPARES_BESIDE_COPIES: usize = 1;
 /// How often demand is looked at where nothing else happens: it is counted over seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Wait after a spare that couldn't be started.
@@ -28,7 +38,8 @@ const SPARE_RETRY: Duration = Duration::from_secs(10);
 /// What a job made.
 enum Made {
     Template(Shape, Result<Template, RuntimeError>),
-    Clone(Shape, Result<(Warm, Duration), RuntimeError>),
+    Checkpoint(Shape, Result<Outcome, RuntimeError>),
+    Clone { shape: Shape, as_copy: bool, made: Result<(Warm, Duration), RuntimeError> },
     Spare(Result<Started, RuntimeError>),
 }
 
@@ -50,6 +61,7 @@ pub(crate) struct Keeper {
 
 /// What the keeper does when nobody asks for anything.
 enum Due {
+    Checkpoint(Shape),
     Shelf(Shape, Step),
     Spare,
 }
@@ -114,19 +126,21 @@ impl Keeper {
         if self.cancel_jobs.is_cancelled() {
             return self.shelves.values_mut().for_each(Shelf::close);
         }
-        let (limits, private_kib) = (self.context.config.pool, self.context.room.private_kib());
+        let (limits, room) = (self.context.config.pool, &self.context.room);
         let mut left = limits.max;
         if let Some(shelf) = self.shelves.get_mut(&Shape::DEFAULT) {
-            shelf.aim(limits, private_kib, now);
+            shelf.aim(limits, room.private_kib(shelf.kind()), now);
             left = left.saturating_sub(shelf.target());
         }
         for shelf in self.shelves.values_mut().filter(|shelf| shelf.shape != Shape::DEFAULT) {
             let max = if shelf.demand.recent(now) { left } else { 0 };
+            let private_kib = room.private_kib(shelf.kind());
             shelf.aim(PoolLimits { min: 1.min(max), max, ..limits }, private_kib, now);
             left = left.saturating_sub(shelf.target());
         }
         let kept = |shelf: &Shelf| {
-            shelf.shape == Shape::DEFAULT || shelf.demand.recent(now) || shelf.warm() + shelf.making > 0
+            let holds = shelf.warm() + shelf.making > 0 || shelf.copies == Copies::Making;
+            shelf.shape == Shape::DEFAULT || shelf.demand.recent(now) || holds
         };
         self.shelves.retain(|_, shelf| kept(shelf));
     }
@@ -137,32 +151,62 @@ impl Keeper {
         if self.context.draining.is_cancelled() {
             return idle;
         }
-        let free = self.jobs.len() < JOBS_MAX;
+        let writing = self.shelves.values().filter(|shelf| shelf.copies == Copies::Making).count();
+        let working = self.jobs.len().saturating_sub(writing);
+        let free = working < JOBS_MAX;
+        // One at a time: each keeps a processor busy for seconds.
+        let checkpoints = self.shelves.values().filter(|_| writing == 0).filter_map(|shelf| {
+            let at = shelf.checkpoint_due(now)?;
+            Some((at, Some(Due::Checkpoint(shelf.shape))))
+        });
         let shelves = self.shelves.values().filter_map(|shelf| {
             let (at, step) = shelf.next(now)?;
             // The default's template is booted once, whatever else could be made meanwhile; another shape's, by the
             // create that asked for it first.
             let waits = shelf.template.is_none() && (shelf.making > 0 || shelf.shape != Shape::DEFAULT);
-            let may = step == Step::Retire || (free && !waits);
+            let enough = shelf.copies == Copies::Making && shelf.warm() + shelf.making >= CLONES_MEANWHILE;
+            let free = free || (shelf.makes_copies() && working < COPIES_MAX);
+            let may = step == Step::Retire || (free && !waits && !enough);
             may.then_some((at, Some(Due::Shelf(shelf.shape, step))))
         });
         let spare = self.spare_at(now).filter(|_| free).map(|at| (at, Some(Due::Spare)));
-        shelves.chain(spare).chain([idle]).min_by_key(|(at, _)| *at).unwrap_or((now + LOOK_EVERY, None))
+        checkpoints
+            .chain(shelves)
+            .chain(spare)
+            .chain([idle])
+            .min_by_key(|(at, _)| *at)
+            .unwrap_or((now + LOOK_EVERY, None))
     }
 
-    /// When the next spare is to be started: once the template is there, and some clones are, and creates are quiet.
+    /// When the next spare is to be started: once the template is there, and some clones are (all of them, where creates
+    /// need none), and creates are quiet.
     fn spare_at(&self, now: Instant) -> Option<Instant> {
         let shelf = self.shelves.get(&Shape::DEFAULT)?;
         let have = self.spares.len() + self.spares_making as usize;
-        if have >= self.context.config.pool.spares as usize {
+        if have >= self.spares_wanted() || shelf.copies == Copies::Making {
             return None;
         }
         if shelf.template.is_none() && shelf.target() > 0 {
             return None;
         }
-        let filling = shelf.warm() * 2 < shelf.target();
+        let enough = if shelf.makes_copies() { shelf.target() } else { shelf.target().div_ceil(2) };
+        let filling = shelf.warm() < enough;
         let quiet_at = shelf.demand.last().map_or(now, |at| at + QUIET);
         (!filling).then(|| self.spares_wait.map_or(quiet_at, |wait| wait.max(quiet_at)))
+    }
+
+    fn spares_wanted(&self) -> usize {
+        let asked = self.context.config.pool.spares as usize;
+        let copies = self.shelves.get(&Shape::DEFAULT).is_some_and(Shelf::makes_copies);
+        if copies { asked.min(SPARES_BESIDE_COPIES) } else { asked }
+    }
+
+    /// Ends spares that nobody needs any more.
+    fn trim_spares(&mut self) {
+        for spare in self.spares.split_off(self.spares.len().min(self.spares_wanted())) {
+            let context = self.context.clone();
+            self.burials.spawn(async move { discard(&context, spare).await });
+        }
     }
 
     async fn handle(&mut self, request: Request) {
@@ -172,8 +216,11 @@ impl Keeper {
                 let shelf = self.shelves.entry(shape).or_insert_with(|| Shelf::new(shape));
                 shelf.demand.took(now);
                 let warm = shelf.take(now).map(|warm| Ready::Warm(Box::new(warm)));
+                let copies = shelf.makes_copies();
                 let spare = || {
-                    let spare = self.spares.iter().position(|spare| spare.template.shape == shape)?;
+                    // A copy is made sooner than a spare's guest is.
+                    let fits = |spare: &Started| spare.template.shape == shape && !copies;
+                    let spare = self.spares.iter().position(fits)?;
                     self.spares.remove(spare).map(|spare| Ready::Started(Box::new(spare)))
                 };
                 match reply.send(warm.or_else(spare)) {
@@ -228,8 +275,15 @@ impl Keeper {
                 let job = whole(async move { make_spare(&context, Shape::DEFAULT, &cancel).await });
                 self.jobs.spawn(async move { Made::Spare(job.await) });
             }
+            Some(Due::Checkpoint(shape)) => {
+                let Some(shelf) = self.shelves.get_mut(&shape) else { return };
+                let Some(template) = shelf.template.clone() else { return };
+                shelf.copies = Copies::Making;
+                let job = whole(async move { checkpoint::ensure(&context, &template, &cancel).await });
+                self.jobs.spawn(async move { Made::Checkpoint(shape, job.await) });
+            }
             Some(Due::Shelf(shape, Step::Retire)) => {
-                let warm = self.shelves.get_mut(&shape).and_then(|shelf| shelf.take(Instant::now()));
+                let warm = self.shelves.get_mut(&shape).and_then(Shelf::take_worst);
                 if let Some(warm) = warm {
                     tracing::debug!(%shape, "a warm clone is retired");
                     self.burials.spawn(async move { destroy(&context, &warm).await });
@@ -248,10 +302,12 @@ impl Keeper {
                         self.jobs.spawn(async move { Made::Template(shape, job.await) });
                     }
                     Some(template) => {
-                        let begun = Instant::now();
+                        let (begun, as_copy) = (Instant::now(), shelf.makes_copies());
                         let job = whole(async move { make(&context, template, &cancel).await });
-                        self.jobs
-                            .spawn(async move { Made::Clone(shape, job.await.map(|warm| (warm, begun.elapsed()))) });
+                        self.jobs.spawn(async move {
+                            let made = job.await.map(|warm| (warm, begun.elapsed()));
+                            Made::Clone { shape, as_copy, made }
+                        });
                     }
                 }
             }
@@ -266,13 +322,18 @@ impl Keeper {
                 let shelf = self.shelves.entry(shape).or_insert_with(|| Shelf::new(shape));
                 (shape, made.map(|template| shelf.template = Some(template)))
             }
-            Ok(Made::Clone(shape, made)) => {
+            Ok(Made::Clone { shape, as_copy, made }) => {
+                let lost = as_copy && !made.as_ref().is_ok_and(|(warm, _)| warm.is_copy());
                 let kept = made.map(|(warm, took)| {
                     self.keep(warm);
                     self.shelves.entry(shape).or_insert_with(|| Shelf::new(shape)).demand.made(took);
                 });
+                if lost && let Some(shelf) = self.shelves.get_mut(&shape).filter(|shelf| shelf.makes_copies()) {
+                    shelf.copies = Copies::lost(now);
+                }
                 (shape, kept)
             }
+            Ok(Made::Checkpoint(shape, made)) => return self.checkpoint_finished(shape, made, now),
             Ok(Made::Spare(made)) => return self.spare_finished(made, now),
             Err(error) => return tracing::error!(%error, "a job of the warm pool broke off"),
         };
@@ -284,6 +345,25 @@ impl Keeper {
             Err(RuntimeError::Stopping) => {}
             Err(error) => shelf.failed(&error, now),
         }
+    }
+
+    fn checkpoint_finished(&mut self, shape: Shape, made: Result<Outcome, RuntimeError>, now: Instant) {
+        // A shelf that is gone is asked for again, if it is wanted.
+        let Some(shelf) = self.shelves.get_mut(&shape) else { return };
+        shelf.copies = match made {
+            Ok(Outcome::Ready) => Copies::Ready,
+            Ok(Outcome::Unsupported(why)) => {
+                tracing::info!(%shape, why, "clones are made one by one: no checkpoint can be made here");
+                Copies::Never
+            }
+            // The pool is ending.
+            Err(RuntimeError::Stopping) => Copies::Unknown,
+            Err(error) => {
+                tracing::warn!(%error, %shape, "no checkpoint could be made; trying again in some minutes");
+                Copies::failed(now)
+            }
+        };
+        self.trim_spares();
     }
 
     fn spare_finished(&mut self, made: Result<Started, RuntimeError>, now: Instant) {

@@ -3,92 +3,35 @@
 use std::sync::Arc;
 
 use fabric_types::Shape;
-use node_hypervisor::{MemorySource, Vm, VmFolder, VmState};
+use node_hypervisor::{Vm, VmFolder, VmState};
 use node_network::Port;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::base::Base;
 use super::{Started, Warm};
 use crate::context::Context;
 use crate::durable::blocking;
-use crate::folder::{CloneRecord, Home, SCHEMA};
+use crate::folder::{CloneRecord, Home};
 use crate::guest::{Link, OPEN_MAX};
-use crate::machine::{self, Plan};
 use crate::priority::Lowered;
+use crate::room::Making;
 use crate::template::Template;
-use crate::{RuntimeError, clock, identity, rehearsal};
+use crate::{RuntimeError, checkpoint, clock, identity, machine, rehearsal};
 
-/// A home in the pool whose record is on disk, with the port that the record names.
-struct Base {
-    home: Home,
-    folder: VmFolder,
-    port: Option<Port>,
-    record: CloneRecord,
-}
-
-impl Base {
-    /// Makes the home. On an error nothing is left of it.
-    async fn make(context: &Context, template: &Template) -> Result<Self, RuntimeError> {
-        let home = context.folders.clone_home(identity::chance()?);
-        let folder = home.machine(context.folders.run(identity::chance()?));
-        let port = context.network.plug().await?;
-        let record = CloneRecord {
-            schema: SCHEMA,
-            machine: folder.clone(),
-            port: port.clone(),
-            template: template.name.clone(),
-            shape: template.shape,
-            ready: false,
-        };
-        let base = Self { home, folder, port, record };
-        let (at, record) = (base.home.clone(), base.record.clone());
-        match blocking(move || at.make().and_then(|()| at.write_clone(&record))).await {
-            Ok(()) => Ok(base),
-            Err(error) => {
-                base.clear(context).await;
-                Err(error)
-            }
-        }
-    }
-
-    fn plan(&self, context: &Context, template: &Template) -> Plan {
-        let name = self.home.dir().file_name().map_or_else(String::new, |name| name.display().to_string());
-        Plan {
-            label: format!("pool-{name}"),
-            folder: self.folder.clone(),
-            shape: template.shape,
-            image: context.config.image.clone(),
-            disk: self.home.disk(),
-            memory: MemorySource::Clone { template: template.dir.clone() },
-            port: self.port.clone(),
-            limits: context.config.limits.of(template.shape),
-        }
-    }
-
-    /// Ends whatever runs in it and removes it.
-    async fn clear(self, context: &Context) {
-        machine::end(None, &self.folder).await;
-        context.network.unplug(self.port).await;
-        let (home, folder) = (self.home, self.folder);
-        if let Err(error) = blocking(move || home.remove(Some(&folder))).await {
-            tracing::warn!(%error, "what was begun of a warm clone couldn't be removed; the next start tries again");
-        }
-    }
-}
-
-/// Makes a clone, lets it rehearse and pauses it; on an error or when cancelled nothing is left of it.
+/// Makes a warm clone: a copy of the template's checkpoint where there is one, else a clone that rehearses. On an error or
+/// when cancelled nothing is left of it.
 pub(super) async fn make(
     context: &Context,
     template: Template,
     cancel: &CancellationToken,
 ) -> Result<Warm, RuntimeError> {
     context.admit()?;
-    let _berth = context.room.enter(&context.config)?;
     let mut base = Base::make(context, &template).await?;
     let made = tokio::select! {
         biased;
         () = cancel.cancelled() => Err(RuntimeError::Stopping),
-        made = exercise(context, &template, &mut base) => made,
+        made = fill(context, &template, &mut base) => made,
     };
     match made {
         Ok((vm, link)) => {
@@ -100,6 +43,49 @@ pub(super) async fn make(
             Err(error)
         }
     }
+}
+
+async fn fill(context: &Context, template: &Template, base: &mut Base) -> Result<(Arc<dyn Vm>, Link), RuntimeError> {
+    if let Some(found) = context.checkpoints.find(template, base.port.as_ref()).await {
+        let _berth = context.room.enter(&context.config, Making::Copy)?;
+        let begun = Instant::now();
+        if let Some(vm) = checkpoint::copy(context, template, &base.plan(context, template)).await {
+            let warm = awaken(vm, base, context, begun).await;
+            match &warm {
+                Ok(_) => context.checkpoints.succeeded(&found),
+                Err(error) => context.checkpoints.failed(&found, error, Instant::now()),
+            }
+            return warm;
+        }
+    }
+    let _berth = context.room.enter(&context.config, Making::Anew)?;
+    exercise(context, template, base).await
+}
+
+/// Lets a copy run until it has a session and its port's card, and pauses it: the rest it has from its checkpoint.
+async fn awaken(
+    vm: Arc<dyn Vm>,
+    base: &mut Base,
+    context: &Context,
+    begun: Instant,
+) -> Result<(Arc<dyn Vm>, Link), RuntimeError> {
+    let label = vm.spec().label.clone();
+    let made_us = micros(begun);
+    vm.resume().await?;
+    let resumed_us = micros(begun);
+    let link = open(&label, vm.as_ref()).await?;
+    let opened_us = micros(begun);
+    // Its card is set up now, which takes longer than all the rest of a hand-over, and what it draws is its own.
+    rehearsal::identify(&label, &link, base.port.as_ref()).await?;
+    let identified_us = micros(begun);
+    vm.pause().await?;
+    let paused_us = micros(begun);
+    let private_kib = record_ready(context, base, vm.as_ref(), Making::Copy).await?;
+    tracing::debug!(
+        %label, made_us, resumed_us, opened_us, identified_us, paused_us, took_us = micros(begun), private_kib,
+        "copy made"
+    );
+    Ok((vm, link))
 }
 
 async fn exercise(
@@ -123,16 +109,26 @@ async fn exercise(
     vm.pause().await?;
     drop(lowered);
     let rehearsed_ms = begun.elapsed().as_millis();
+    let private_kib = record_ready(context, base, vm.as_ref(), Making::Anew).await?;
+    let took_ms = begun.elapsed().as_millis();
+    tracing::debug!(%label, made_ms, running_ms, rehearsed_ms, took_ms, private_kib, "warm clone made");
+    Ok((vm, link))
+}
+
+/// Makes the record say that the clone is ready, and takes its measure.
+async fn record_ready(context: &Context, base: &mut Base, vm: &dyn Vm, making: Making) -> Result<u64, RuntimeError> {
     base.record.ready = true;
     let (at, record) = (base.home.clone(), base.record.clone());
     let recorded = blocking(move || at.write_clone(&record));
     let (recorded, counters) = tokio::join!(recorded, vm.counters());
     recorded?;
     let private_kib = counters?.private_kib;
-    context.room.measured(private_kib);
-    let took_ms = begun.elapsed().as_millis();
-    tracing::debug!(%label, made_ms, running_ms, rehearsed_ms, took_ms, private_kib, "warm clone made");
-    Ok((vm, link))
+    context.room.measured(making, private_kib);
+    Ok(private_kib)
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Makes everything that a clone needs but its guest; on an error or when cancelled nothing is left of it.
@@ -142,7 +138,7 @@ pub(super) async fn make_spare(
     cancel: &CancellationToken,
 ) -> Result<Started, RuntimeError> {
     context.admit()?;
-    let _berth = context.room.enter(&context.config)?;
+    let _berth = context.room.enter(&context.config, Making::Anew)?;
     let begun = Instant::now();
     let run = context.folders.run(identity::chance()?);
     let template = context.templates.ensure(shape, run, cancel).await?;

@@ -8,8 +8,10 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Warm;
+use super::copies::Copies;
 use super::demand::{Demand, Level, Step, next};
 use crate::folder::Home;
+use crate::room::Making;
 use crate::template::Template;
 use crate::{PoolLimits, PoolStatus, RuntimeError};
 
@@ -33,6 +35,8 @@ pub(super) struct Shelf {
     pub(super) template: Option<Template>,
     /// Clones and templates that are being made.
     pub(super) making: u32,
+    /// What is known of the template's checkpoint.
+    pub(super) copies: Copies,
     slots: VecDeque<Slot>,
     target: u32,
     missing_since: Option<Instant>,
@@ -48,6 +52,7 @@ impl Shelf {
             demand: Demand::default(),
             template: None,
             making: 0,
+            copies: Copies::default(),
             slots: VecDeque::new(),
             target: 0,
             missing_since: None,
@@ -83,12 +88,35 @@ impl Shelf {
             making: self.making,
             target: self.target,
             oldest: self.slots.iter().map(|slot| slot.warm.made_at).min(),
+            copies: self.makes_copies(),
+            outdated: self.outdated().is_some(),
             taken_at: self.demand.last(),
             missing_since: self.missing_since,
             failures: self.failures,
             failed_at: self.failed_at,
         };
         next(&level, now)
+    }
+
+    /// Whether clones are made as copies of a checkpoint.
+    pub(super) fn makes_copies(&self) -> bool {
+        self.copies == Copies::Ready
+    }
+
+    /// How what is made for it is made.
+    pub(super) fn kind(&self) -> Making {
+        if self.makes_copies() { Making::Copy } else { Making::Anew }
+    }
+
+    /// When its checkpoint is to be looked for or made.
+    pub(super) fn checkpoint_due(&self, now: Instant) -> Option<Instant> {
+        self.template.as_ref()?;
+        self.copies.due(self.shape == Shape::DEFAULT, self.target, self.demand.asked(now), now)
+    }
+
+    /// One that isn't a copy, though it could be one.
+    fn outdated(&self) -> Option<usize> {
+        self.slots.iter().position(|slot| !slot.warm.is_copy()).filter(|_| self.makes_copies())
     }
 
     /// Puts a clone on the shelf and watches whether it lives.
@@ -115,6 +143,13 @@ impl Shelf {
     pub(super) fn take(&mut self, now: Instant) -> Option<Warm> {
         let warm = self.slots.pop_front().map(|slot| slot.warm);
         self.note_missing(now);
+        warm
+    }
+
+    /// The one that is to go: what could be a copy and isn't, else the oldest.
+    pub(super) fn take_worst(&mut self) -> Option<Warm> {
+        let warm = self.slots.remove(self.outdated().unwrap_or(0)).map(|slot| slot.warm);
+        self.note_missing(Instant::now());
         warm
     }
 
@@ -159,6 +194,7 @@ impl Shelf {
     pub(super) fn status(&self, template: &Name) -> PoolStatus {
         let doing = match &self.last_error {
             Some(error) => error.clone(),
+            None if self.copies == Copies::Making => "making checkpoint".to_owned(),
             None if self.warm() >= self.target => "full".to_owned(),
             None if self.template.is_none() && self.making > 0 => "booting template".to_owned(),
             None => "filling".to_owned(),

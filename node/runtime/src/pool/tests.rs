@@ -13,7 +13,7 @@ use node_network::{GuestAddress, NetworkFault, Port};
 use node_snapshot::SnapshotStore;
 use tokio::time::timeout;
 
-use crate::double::Double;
+use crate::double::{Double, is_current};
 use crate::network::{Network, Plugs};
 use crate::testing::{config, spec};
 use crate::{CreateFrom, PoolLimits, RunRequest, Runtime, RuntimeConfig, RuntimeError, Verb};
@@ -21,6 +21,8 @@ use crate::{CreateFrom, PoolLimits, RunRequest, Runtime, RuntimeConfig, RuntimeE
 /// Nothing here takes longer than a few mkfs.
 const LIMIT: Duration = Duration::from_secs(20);
 const ONE: Generation = Generation(1);
+
+mod copies;
 
 /// Ports that are numbers, and what each lets through.
 #[derive(Default)]
@@ -167,7 +169,8 @@ impl Place {
 
     async fn start(&self, config: RuntimeConfig, driver: Arc<dyn Hypervisor>) -> Runtime {
         let network = Network::new(Some(self.ports.clone() as Arc<dyn Plugs>));
-        Runtime::start_over(config, driver, self.store.clone(), network).await.expect("started")
+        let started = Runtime::start_over(config, driver, self.store.clone(), network, is_current).await;
+        started.expect("started")
     }
 
     fn ahead(&self) -> Arc<dyn Hypervisor> {
@@ -181,6 +184,13 @@ impl Place {
 
 fn request(number: u8) -> RunRequest {
     RunRequest { spec: spec(number), generation: ONE }
+}
+
+/// The number of the only port there is.
+fn the_only(place: &Place) -> u16 {
+    let open = place.ports.open();
+    assert_eq!(open.len(), 1, "{open:?}");
+    *open.keys().next().expect("one")
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -203,18 +213,19 @@ async fn a_port_lets_nothing_through_until_its_clone_is_a_sandbox_and_goes_with_
     let place = Place::new().await;
     let runtime = place.start(place.config(PoolLimits::fixed(1)), place.double.clone()).await;
     full(&runtime, 1).await;
-    assert_eq!(place.ports.open(), BTreeMap::from([(0, None)]));
+    let port = the_only(&place);
+    assert_eq!(place.ports.open(), BTreeMap::from([(port, None)]));
     let mut asked = request(1);
     asked.spec.network.block_all = true;
     runtime.run(asked.clone()).await.expect("run");
-    assert_eq!(place.ports.open()[&0], Some(asked.spec.network), "in force before the answer");
+    assert_eq!(place.ports.open()[&port], Some(asked.spec.network), "in force before the answer");
     let machine = place.double.of(asked.spec.id.as_str()).expect("it lives");
     let identity = machine.identity.lock().expect("no test panics in here").clone().expect("identified");
-    assert_eq!(identity.mac.as_deref(), Some("02:00:00:00:00:00"));
+    assert_eq!(identity.mac, Some(format!("02:00:00:00:00:{port:02x}")));
     assert_eq!(identity.network.expect("a network").prefix, 30);
     full(&runtime, 1).await;
     runtime.act(&spec(1).id, ONE, Verb::Delete).await.expect("deleted");
-    assert_eq!(place.ports.open().into_keys().collect::<Vec<_>>(), [1], "the clone's own alone");
+    assert_ne!(the_only(&place), port, "the clone's own alone");
     runtime.destroy_all(LIMIT).await;
     assert!(place.ports.open().is_empty());
 }
@@ -238,12 +249,13 @@ async fn a_restart_keeps_the_ports_in_use_and_takes_the_others_back() {
     full(&runtime, 1).await;
     runtime.run(request(1)).await.expect("run");
     full(&runtime, 1).await;
+    let used = place.ports.open();
     runtime.drain(LIMIT).await;
     drop(runtime);
     Plugs::take(place.ports.as_ref()).await.expect("one that nobody knows of");
     assert_eq!(place.ports.open().len(), 3);
     let runtime = place.start(place.config(PoolLimits::fixed(1)), place.double.clone()).await;
-    assert_eq!(place.ports.open().into_keys().collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(place.ports.open(), used);
     assert_eq!(runtime.pools().borrow()[0].warm, 1);
     runtime.destroy_all(LIMIT).await;
     assert!(place.ports.open().is_empty());

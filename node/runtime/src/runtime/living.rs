@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fabric_types::{Digest, Generation, SandboxId, SandboxSpec, Source};
+use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::{Entered, RUN_TRIES, Runtime, run};
 use crate::context::Context;
 use crate::durable;
-use crate::sandbox::{Handle, Request};
+use crate::network::Plug;
+use crate::sandbox::{Handle, Request, Way};
 use crate::{FORK_CHILDREN_MAX, ForkOutcome, Observed, RunRequest, RuntimeError, Verb};
 
 impl Runtime {
@@ -82,13 +84,45 @@ fn check_children(parent: &SandboxId, children: &[RunRequest]) -> Result<(), Run
     Ok(())
 }
 
+/// Children whose copies came to nothing are made from files of the parent's memory: it is stopped once more for them.
 async fn fork(context: Arc<Context>, parent: Handle, children: Vec<RunRequest>) -> Result<ForkOutcome, RuntimeError> {
+    let (mut outcome, copied) = attempt(&context, &parent, children.clone(), Way::Best).await?;
+    let Some(plug) = copied else { return Ok(outcome) };
+    let mut failed = Vec::new();
+    for (number, child) in children.into_iter().enumerate() {
+        if let Err(error @ (RuntimeError::Machine(_) | RuntimeError::Guest { .. } | RuntimeError::File { .. })) =
+            &outcome.children[number]
+        {
+            context.checkpoints.failed(&context.checkpoints.of_forks(plug), error, Instant::now());
+            failed.push((number, child));
+        }
+    }
+    if failed.is_empty() {
+        context.checkpoints.succeeded(&context.checkpoints.of_forks(plug));
+        return Ok(outcome);
+    }
+    let (numbers, again): (Vec<_>, Vec<_>) = failed.into_iter().unzip();
+    let Ok((second, _)) = attempt(&context, &parent, again, Way::Files).await else { return Ok(outcome) };
+    outcome.stop_us += second.stop_us;
+    for (number, child) in numbers.into_iter().zip(second.children) {
+        outcome.children[number] = child;
+    }
+    Ok(outcome)
+}
+
+/// One stop of the parent and its children; with the kind of plug that they have where they are copies of it.
+async fn attempt(
+    context: &Arc<Context>,
+    parent: &Handle,
+    children: Vec<RunRequest>,
+    way: Way,
+) -> Result<(ForkOutcome, Option<Plug>), RuntimeError> {
     // Known before the parent stands still: an intent that comes meanwhile finds them being made, and one that has no room
     // here costs no stop.
-    let entering = children.into_iter().map(|child| enter(&context, &parent, child));
+    let entering = children.into_iter().map(|child| enter(context, parent, child));
     let entered = futures::future::join_all(entering).await;
     let frozen = if entered.iter().any(Result::is_ok) {
-        parent.ask(Request::Freeze).await.map(|frozen| Some(Arc::new(frozen)))
+        parent.ask(|reply| Request::Freeze(way, reply)).await.map(|frozen| Some(Arc::new(frozen)))
     } else {
         Ok(None)
     };
@@ -104,8 +138,9 @@ async fn fork(context: Arc<Context>, parent: Handle, children: Vec<RunRequest>) 
     if let Some(frozen) = shared {
         durable::remove_beside(frozen.dir.clone()).await;
     }
-    let stop_us = frozen?.map_or(0, |frozen| frozen.stop_us);
-    Ok(ForkOutcome { stop_us, children })
+    let frozen = frozen?;
+    let stop_us = frozen.as_ref().map_or(0, |frozen| frozen.stop_us);
+    Ok((ForkOutcome { stop_us, children }, frozen.and_then(|frozen| frozen.copied())))
 }
 
 /// The driver of a child, which waits for what its parent was.

@@ -13,6 +13,7 @@ use super::driver::{Driver, Live};
 use super::verbs::micros;
 use crate::durable::blocking;
 use crate::folder::{Home, Life};
+use crate::room::Making;
 use crate::template::{Template, connect_booted};
 use crate::{RuntimeError, machine};
 
@@ -53,7 +54,7 @@ impl Driver {
         let context = self.context.clone();
         let _turn = context.turn().await;
         context.open()?;
-        let _berth = context.room.enter(&context.config)?;
+        let _berth = context.room.enter(&context.config, Making::Anew)?;
         self.grow_before_boot(&home).await?;
         let blank = self.blank_template().await?;
         let vm = self.boot_over(&home, blank).await?;

@@ -1,5 +1,5 @@
-//! How a sandbox comes from a template: a warm clone is made this sandbox, or a spare is given a guest, or a clone is made
-//! on the request's own time.
+//! How a sandbox comes from a template: a warm clone is made this sandbox, or a spare is given a guest, or a copy of the
+//! template's checkpoint or a clone is made on the request's own time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,9 @@ use crate::folder::{Home, Life, SandboxRecord};
 use crate::guest::Link;
 use crate::machine::{self, Plan};
 use crate::pool::{Ready, Started, Warm};
+use crate::room::Making;
 use crate::template::Template;
-use crate::{RuntimeError, identity};
+use crate::{RuntimeError, checkpoint, identity};
 
 /// Warm clones and spares that one create tries before it makes a clone of its own: one may have died unseen.
 const READY_TRIES: usize = 2;
@@ -50,7 +51,10 @@ impl Driver {
                 }
             }
         }
-        let budget = self.clone_now().await?;
+        let budget = match self.copy_now().await? {
+            Some(budget) => budget,
+            None => self.clone_now().await?,
+        };
         self.created(budget, begun);
         Ok(())
     }
@@ -84,17 +88,58 @@ impl Driver {
         self.home = Some(home.clone());
         self.record.machine = Some(folder.clone());
         self.record.port = port;
-        self.record.template = template.name;
+        self.record.template = template.name.clone();
         let vm: Arc<dyn Vm> = match monitor {
             Some(monitor) => Arc::from(monitor.load().await?),
             None => {
-                let memory = MemorySource::Clone { template: template.dir };
-                machine::make(self.context.driver.as_ref(), self.plan(&home, folder, memory)).await?
+                let context = self.context.clone();
+                let plan = self.plan(&home, folder, MemorySource::Clone { template: template.dir.clone() });
+                if context.checkpoints.find(&template, plan.port.as_ref()).await.is_none() {
+                    machine::make(context.driver.as_ref(), plan).await?
+                } else if let Some(vm) = checkpoint::copy(&context, &template, &plan).await {
+                    vm
+                } else {
+                    // Its disk may be the checkpoint's by now.
+                    machine::make_clone(context.driver.as_ref(), &template, plan).await?
+                }
             }
         };
         budget.machine_us = micros(begun);
         self.awaken(vm, &mut budget).await?;
         Ok(budget)
+    }
+
+    /// Copies the template's checkpoint on the request's own time: nothing of its shape stood ready. None where there is no
+    /// checkpoint or its copy came to nothing, with nothing left of it.
+    async fn copy_now(&mut self) -> Result<Option<CreateBudget>, RuntimeError> {
+        let begun = Instant::now();
+        let mut budget = self.budget(CreateFrom::Copy);
+        let (context, shape) = (self.context.clone(), self.record.spec.shape);
+        let name = context.templates.name_of(shape);
+        let Some(template) = context.templates.by_name(&name, shape).await else { return Ok(None) };
+        self.plug().await?;
+        let Some(found) = context.checkpoints.find(&template, self.record.port.as_ref()).await else { return Ok(None) };
+        let _turn = context.turn().await;
+        context.open()?;
+        let _berth = context.room.enter(&context.config, Making::Copy)?;
+        budget.take_us = micros(begun);
+        let (home, folder) = self.settle(&template).await?;
+        let settled_us = micros(begun) - budget.take_us;
+        let plan = self.plan(&home, folder, MemorySource::Clone { template: template.dir.clone() });
+        let Some(vm) = checkpoint::copy(&context, &template, &plan).await else {
+            self.undo().await;
+            return Ok(None);
+        };
+        budget.machine_us = micros(begun) - budget.take_us;
+        if let Err(error) = self.awaken(vm, &mut budget).await {
+            context.checkpoints.failed(&found, &error, Instant::now());
+            self.undo().await;
+            return Ok(None);
+        }
+        context.checkpoints.succeeded(&found);
+        tracing::debug!(settled_us, "copied on the request's own time");
+        context.pool.learn(template);
+        Ok(Some(budget))
     }
 
     /// Makes a clone on the request's own time: nothing of its shape stood ready.
@@ -104,7 +149,7 @@ impl Driver {
         let (context, shape) = (self.context.clone(), self.record.spec.shape);
         let _turn = context.turn().await;
         context.open()?;
-        let _berth = context.room.enter(&context.config)?;
+        let _berth = context.room.enter(&context.config, Making::Anew)?;
         budget.take_us = micros(begun);
         let run = context.folders.run(identity::chance()?);
         let template = context.templates.ensure(shape, run, &context.draining).await?;
@@ -187,6 +232,7 @@ impl Driver {
             image: self.context.config.image.clone(),
             disk: home.disk(),
             memory,
+            checkpoint: None,
             port: self.record.port.clone(),
             limits: self.context.config.limits.of(self.record.spec.shape),
         }

@@ -184,8 +184,8 @@ impl Driver {
                 let outcome = self.connect().await;
                 let _ = reply.send(outcome);
             }
-            Request::Freeze(reply) => {
-                let outcome = self.freeze().await;
+            Request::Freeze(way, reply) => {
+                let outcome = self.freeze(way).await;
                 drop(waiting);
                 let _ = reply.send(outcome);
             }

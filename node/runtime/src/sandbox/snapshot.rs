@@ -17,6 +17,7 @@ use super::{Reply, Waiting};
 use crate::context::Context;
 use crate::durable::{self, At, blocking};
 use crate::machine;
+use crate::room::Making;
 use crate::template::Template;
 use crate::{RuntimeError, SnapshotOutcome, identity};
 
@@ -101,7 +102,7 @@ impl Driver {
         let context = self.context.clone();
         let _turn = context.turn().await;
         context.open()?;
-        let _berth = context.room.enter(&context.config)?;
+        let _berth = context.room.enter(&context.config, Making::Anew)?;
         self.record.machine_id = identity::new_machine_id()?;
         let manifest = context.store.manifest(digest).await.map_err(|error| failed("read its manifest", &error))?;
         self.check_fit(digest, &manifest)?;

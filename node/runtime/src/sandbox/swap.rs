@@ -23,7 +23,7 @@ use super::driver::{Driver, Live};
 use super::verbs::micros;
 use crate::durable::{self, At, blocking};
 use crate::folder::{Home, Life};
-use crate::room::Room;
+use crate::room::{Making, Room};
 use crate::{RuntimeError, clock, identity, machine};
 
 /// Newest schema of [`SwapRecord`] that this version reads, and the one that it writes.
@@ -157,7 +157,7 @@ impl Driver {
         let context = self.context.clone();
         let _turn = context.turn().await;
         context.open()?;
-        let _berth = context.room.enter(&context.config)?;
+        let _berth = context.room.enter(&context.config, Making::Anew)?;
         let snapshot = self.swapped_files(home).await?;
         let template = context.templates.by_name(&self.record.template, self.record.spec.shape).await;
         let template = template.ok_or_else(|| RuntimeError::Snapshot {
