@@ -29,13 +29,13 @@ pub enum Swept {
 }
 
 /// Looks into each folder, ends keepers and monitors of half-made machines and clears after them. Blocks: milliseconds
-/// for what is sound, up to 7 s for what has to be killed.
+/// for what is sound, up to 20 s for what has to be killed.
 pub fn sweep<'a>(folders: impl IntoIterator<Item = &'a VmFolder>) -> Vec<Swept> {
     folders.into_iter().map(sweep_one).collect()
 }
 
 /// Ends whatever machine lives in the folder, whether complete or not, waits until its processes are gone and removes
-/// its files; answers whether there was anything. Idempotent. Blocks, up to 15 s for what resists.
+/// its files; answers whether there was anything. Idempotent. Blocks, up to 20 s for what resists.
 pub fn end_machine(folder: &VmFolder) -> bool {
     let socket = folder.keeper_socket();
     let greeted = match ask_blocking(&socket, &Request::Hello, ANSWER_LIMIT) {
