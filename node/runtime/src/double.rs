@@ -100,9 +100,19 @@ pub(crate) fn is_current(folder: &Path) -> bool {
 
 /// What an earlier boot of the host left.
 pub(crate) fn leave_stale(folder: &Path) {
+    leave(folder, BOOT - 1);
+}
+
+/// A checkpoint of a machine without a network that was nobody's, as another node of the host would have made it.
+pub(crate) fn leave_current(template: &Path, folder: &Path) {
+    leave(folder, BOOT);
+    copy_sparse(&template_disk(template), &checkpoint_disk(folder)).expect("copied");
+}
+
+fn leave(folder: &Path, boot: u32) {
     std::fs::create_dir_all(folder).expect("made");
-    let stale = Written { boot: BOOT - 1, plug: String::new(), identity: None, memory: String::new() };
-    std::fs::write(folder.join("double.json"), serde_json::to_vec(&stale).expect("JSON")).expect("written");
+    let left = Written { boot, plug: "none".to_owned(), identity: None, memory: String::new() };
+    std::fs::write(folder.join("double.json"), serde_json::to_vec(&left).expect("JSON")).expect("written");
 }
 
 fn kind(spec: &VmSpec) -> String {

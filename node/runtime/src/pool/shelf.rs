@@ -135,6 +135,8 @@ impl Shelf {
                 }
             }
         });
+        // One that was adopted tells of it first.
+        self.template.get_or_insert_with(|| warm.template.clone());
         self.slots.push_back(Slot { warm, _watch: watch.drop_guard() });
         self.note_missing(Instant::now());
     }

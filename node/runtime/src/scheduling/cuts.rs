@@ -23,6 +23,8 @@ struct Case {
     name: &'static str,
     /// Whether what is paused goes to disk at once.
     swaps: bool,
+    /// Whether machines can be copied, and the template has its checkpoint.
+    copies: bool,
     /// Sandboxes that exist before, by number, and what is done to each.
     before: &'static [(u8, &'static [Verb])],
     verb: fn(&Runtime) -> Work<'_>,
@@ -44,6 +46,17 @@ const CASES: &[Case] = &[
     Case {
         name: "create",
         swaps: false,
+        copies: false,
+        before: &[],
+        verb: |runtime| Box::pin(async move { runtime.run(request(1)).await.map(drop) }),
+        found: &[(1, &["absent", "running"])],
+        keep: &[],
+        after: &[(1, "running")],
+    },
+    Case {
+        name: "create, as a copy",
+        swaps: false,
+        copies: true,
         before: &[],
         verb: |runtime| Box::pin(async move { runtime.run(request(1)).await.map(drop) }),
         found: &[(1, &["absent", "running"])],
@@ -53,6 +66,7 @@ const CASES: &[Case] = &[
     Case {
         name: "pause",
         swaps: false,
+        copies: false,
         before: &[(1, &[])],
         verb: |runtime| act(runtime, Verb::Pause),
         found: &[(1, &["running", "paused"])],
@@ -62,6 +76,7 @@ const CASES: &[Case] = &[
     Case {
         name: "resume",
         swaps: false,
+        copies: false,
         before: &[(1, &[Verb::Pause])],
         verb: |runtime| act(runtime, Verb::Resume),
         found: &[(1, &["running", "paused"])],
@@ -71,6 +86,7 @@ const CASES: &[Case] = &[
     Case {
         name: "pause, and to disk",
         swaps: true,
+        copies: false,
         before: &[(1, &[])],
         verb: |runtime| {
             Box::pin(async move {
@@ -86,6 +102,7 @@ const CASES: &[Case] = &[
     Case {
         name: "resume from disk",
         swaps: true,
+        copies: false,
         before: &[(1, &[Verb::Pause])],
         verb: |runtime| act(runtime, Verb::Resume),
         found: &[(1, &["running", "paused"])],
@@ -95,6 +112,7 @@ const CASES: &[Case] = &[
     Case {
         name: "stop",
         swaps: false,
+        copies: false,
         before: &[(1, &[])],
         verb: |runtime| act(runtime, Verb::Stop { force: false }),
         found: &[(1, &["running", "stopped"])],
@@ -104,6 +122,7 @@ const CASES: &[Case] = &[
     Case {
         name: "stop from disk",
         swaps: true,
+        copies: false,
         before: &[(1, &[Verb::Pause])],
         verb: |runtime| act(runtime, STOP),
         found: &[(1, &["paused", "stopped"])],
@@ -113,6 +132,7 @@ const CASES: &[Case] = &[
     Case {
         name: "start",
         swaps: false,
+        copies: false,
         before: &[(1, &[STOP])],
         verb: |runtime| act(runtime, Verb::Start),
         found: &[(1, &["running", "stopped"])],
@@ -122,6 +142,7 @@ const CASES: &[Case] = &[
     Case {
         name: "archive",
         swaps: false,
+        copies: false,
         before: &[(1, &[STOP])],
         verb: |runtime| act(runtime, Verb::Archive),
         found: &[(1, &["stopped", "archived"])],
@@ -131,6 +152,7 @@ const CASES: &[Case] = &[
     Case {
         name: "start from the archive",
         swaps: false,
+        copies: false,
         before: &[(1, &[STOP, Verb::Archive])],
         verb: |runtime| act(runtime, Verb::Start),
         found: &[(1, &["archived", "stopped", "running"])],
@@ -140,6 +162,17 @@ const CASES: &[Case] = &[
     Case {
         name: "fork",
         swaps: false,
+        copies: false,
+        before: &[(1, &[])],
+        verb: |runtime| Box::pin(fork(runtime)),
+        found: &[(1, &["running"]), (2, &["absent", "running"])],
+        keep: &[1],
+        after: &[(1, "running"), (2, "running")],
+    },
+    Case {
+        name: "fork, as copies",
+        swaps: false,
+        copies: true,
         before: &[(1, &[])],
         verb: |runtime| Box::pin(fork(runtime)),
         found: &[(1, &["running"]), (2, &["absent", "running"])],
@@ -149,6 +182,7 @@ const CASES: &[Case] = &[
     Case {
         name: "fork from disk",
         swaps: true,
+        copies: false,
         before: &[(1, &[Verb::Pause])],
         verb: |runtime| Box::pin(fork(runtime)),
         found: &[(1, &["paused"]), (2, &["absent", "running"])],
@@ -158,6 +192,7 @@ const CASES: &[Case] = &[
     Case {
         name: "snapshot",
         swaps: false,
+        copies: false,
         before: &[(1, &[])],
         verb: |runtime| {
             Box::pin(async move {
@@ -172,6 +207,7 @@ const CASES: &[Case] = &[
     Case {
         name: "grow",
         swaps: false,
+        copies: false,
         before: &[(1, &[])],
         verb: |runtime| Box::pin(grow(runtime)),
         found: &[(1, &["running"])],
@@ -181,6 +217,7 @@ const CASES: &[Case] = &[
     Case {
         name: "grow, stopped",
         swaps: false,
+        copies: false,
         before: &[(1, &[STOP])],
         verb: |runtime| Box::pin(grow(runtime)),
         found: &[(1, &["stopped"])],
@@ -190,6 +227,7 @@ const CASES: &[Case] = &[
     Case {
         name: "delete",
         swaps: false,
+        copies: false,
         before: &[(1, &[])],
         verb: |runtime| act(runtime, Verb::Delete),
         found: &[(1, &["absent", "running"])],
@@ -199,6 +237,7 @@ const CASES: &[Case] = &[
     Case {
         name: "delete from disk",
         swaps: true,
+        copies: false,
         before: &[(1, &[Verb::Pause])],
         verb: |runtime| act(runtime, Verb::Delete),
         found: &[(1, &["absent", "paused"])],
@@ -208,6 +247,7 @@ const CASES: &[Case] = &[
     Case {
         name: "delete from the archive",
         swaps: false,
+        copies: false,
         before: &[(1, &[STOP, Verb::Archive])],
         verb: |runtime| act(runtime, Verb::Delete),
         found: &[(1, &["absent", "archived"])],
@@ -261,10 +301,16 @@ impl Case {
         let (node, done) = first.block_on(async {
             let mut node = Node::new().await;
             node.swap_after = self.swaps.then_some(Duration::ZERO);
+            if self.copies {
+                node.copies();
+            }
             let runtime = node.start(0).await;
             // Another sandbox makes the template: its boot is cut in tests of its own.
             runtime.run(request(9)).await.expect("run");
             runtime.act(&spec(9).id, ONE, Verb::Delete).await.expect("deleted");
+            if self.copies {
+                node.leave_checkpoints();
+            }
             for (number, verbs) in self.before {
                 runtime.run(request(*number)).await.expect("run");
                 remember(&node, *number, "kept");

@@ -25,8 +25,12 @@ struct Walk {
 }
 
 impl Walk {
+    /// A node whose forks are copies, or whose paused sandboxes go to disk.
     async fn new(swaps: bool) -> Self {
         let mut node = Node::new().await;
+        if !swaps {
+            node.copies();
+        }
         node.swap_after = swaps.then_some(Duration::ZERO);
         let runtime = node.start(1).await;
         Self { node, runtime: Some(runtime), model: Model::new(DISK_GIB, swaps), snapshots: BTreeMap::new() }
