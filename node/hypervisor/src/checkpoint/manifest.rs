@@ -204,3 +204,57 @@ impl Manifest {
         self.areas.iter().map(length).sum()
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// That of a monitor with nothing.
+    pub(in crate::checkpoint) fn manifest() -> Manifest {
+        Manifest {
+            schema: SCHEMA,
+            origin: Origin::of(Path::new("/bin/sh")).expect("a program"),
+            plug: Plug::None,
+            areas: Vec::new(),
+            kernel_areas: Vec::new(),
+            threads: Vec::new(),
+            descriptors: Vec::new(),
+            actions: Vec::new(),
+            layout: Layout::default(),
+            number_offset: 0x2d0,
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_of_one_boot_version_and_program() {
+        assert!(manifest().is_current());
+        let with = |change: fn(&mut Origin)| {
+            let mut manifest = manifest();
+            change(&mut manifest.origin);
+            manifest.is_current()
+        };
+        assert!(!with(|origin| origin.boot_id.push('x')));
+        assert!(!with(|origin| origin.version.push('x')));
+        assert!(!with(|origin| origin.files[0].1 += 1), "another program");
+        assert!(!with(|origin| origin.files[1].2 += 1), "other libraries");
+        assert!(!with(|origin| origin.program = "/nonexistent".into()));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let written = Manifest {
+            areas: vec![Area { start: 1, end: 2, rights: 7, content: Content::Pages(3) }],
+            descriptors: vec![Descriptor {
+                number: 3,
+                close_on_exec: true,
+                nonblocking: false,
+                file: File::Disk { locks: vec![(true, 100, u64::MAX)] },
+            }],
+            ..manifest()
+        };
+        fs::write(manifest_file(folder.path()), serde_json::to_vec(&written).expect("JSON")).expect("written");
+        assert_eq!(Manifest::read(folder.path()).expect("read"), written);
+        assert_eq!(written.shared_bytes(), 1);
+    }
+}

@@ -159,7 +159,7 @@ impl Restoring {
         become_it(pid, main, &manifest, &sources, arguments, &filter)?;
         pages::lay(pid, &memory, &guest, &runs).map_err(failed("lay the guest's pages"))?;
         let mut threads = vec![main];
-        threads.extend(add_threads(pid, main, &manifest)?);
+        threads.extend(add_threads(main, &manifest)?);
         for (thread, saved) in threads.iter().zip(&manifest.threads) {
             set_state(*thread, saved)?;
         }
@@ -265,7 +265,7 @@ fn saved_registers(thread: &Thread) -> Result<Registers, CheckpointError> {
 }
 
 /// The other threads, stopped before their first instruction.
-fn add_threads(pid: u32, main: Tracee, manifest: &Manifest) -> Result<Vec<Tracee>, CheckpointError> {
+fn add_threads(main: Tracee, manifest: &Manifest) -> Result<Vec<Tracee>, CheckpointError> {
     let at = again(manifest)?;
     ptrace::setoptions(main.id, ptrace::Options::PTRACE_O_TRACECLONE).map_err(failed("trace the new process"))?;
     let mut threads = Vec::new();

@@ -264,3 +264,116 @@ pub(super) fn table(steps: &[Step]) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::look::mappings;
+    use crate::checkpoint::manifest::tests::manifest;
+    use crate::checkpoint::manifest::{Action, KernelArea};
+
+    const FRESH: &str = "555500000000-555500002000 r-xp 00000000 00:00 9     /bin/monitor\n\
+        7f0000000000-7f0000004000 r--p 00000000 00:00 0     [vvar]\n\
+        7f0000004000-7f0000006000 r-xp 00000000 00:00 0     [vdso]\n\
+        7ffe00000000-7ffe00021000 rw-p 00000000 00:00 0     [stack]\n\
+        ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0     [vsyscall]\n";
+
+    fn area(start: u64, end: u64, content: Content) -> Area {
+        Area { start, end, rights: 3, content }
+    }
+
+    fn planned(manifest: &Manifest) -> Result<Plan, CheckpointError> {
+        let descriptors = manifest.descriptors.iter().map(|_| Some(600)).collect();
+        let sources = Sources { lowest: 512, pages: 512, memory: 513, descriptors };
+        plan(manifest, &mappings(FRESH), &sources, 0x9000, (0x8000, b"qemu\0"), &[])
+    }
+
+    fn calls(plan: &Plan, call: c_long) -> Vec<[u64; 6]> {
+        plan.steps.iter().filter(|step| step.call == call).map(|step| step.arguments).collect()
+    }
+
+    #[test]
+    fn all_that_was_there_goes_before_anything_comes() {
+        let areas = vec![
+            area(0x1000, 0x3000, Content::Pages(0)),
+            area(0x3000, 0x4000, Content::Pages(0x2000)),
+            area(0x4000, 0x5000, Content::Zero),
+            area(0x10_0000, 0x20_0000, Content::Guest(0x5000)),
+        ];
+        let plan = planned(&Manifest { areas, ..manifest() }).expect("planned");
+        let gone = calls(&plan, libc::SYS_munmap);
+        assert_eq!(gone.iter().map(|call| call[0]).collect::<Vec<_>>(), [0x5555_0000_0000, 0x7ffe_0000_0000]);
+        let mapped = calls(&plan, libc::SYS_mmap);
+        let short: Vec<_> = mapped.iter().map(|call| (call[0], call[1], call[4].cast_signed(), call[5])).collect();
+        assert_eq!(
+            short,
+            [
+                (0x1000, 0x3000, 512, 0),
+                (0x4000, 0x1000, -1, 0),
+                (0x10_0000, 0x10_0000, 513, 0x5000),
+                (0x8000, 0x1000, -1, 0),
+            ]
+        );
+        let first = plan.steps.iter().position(|step| step.call == libc::SYS_mmap).expect("a mapping");
+        assert!(plan.steps[first..].iter().all(|step| step.call != libc::SYS_munmap));
+        for call in mapped {
+            assert_ne!(call[3] & u64::from(libc::MAP_FIXED.cast_unsigned()), 0, "{call:x?} goes anywhere");
+        }
+    }
+
+    #[test]
+    fn every_descriptor_is_placed_and_nothing_else_stays() {
+        let file =
+            |number, close_on_exec, nonblocking| Descriptor { number, close_on_exec, nonblocking, file: File::Poll };
+        let descriptors = vec![file(3, true, false), file(40, false, true)];
+        let plan = planned(&Manifest { descriptors, ..manifest() }).expect("planned");
+        let closed = calls(&plan, libc::SYS_close_range);
+        assert_eq!(closed.iter().map(|call| (call[0], call[1])).collect::<Vec<_>>(), [(3, 511), (512, 0xffff_ffff)]);
+        let cloexec = u64::from(libc::O_CLOEXEC.cast_unsigned());
+        let placed = calls(&plan, libc::SYS_dup3);
+        assert_eq!(placed, [[600, 3, cloexec, 0, 0, 0], [600, 40, 0, 0, 0, 0]]);
+        assert_eq!(calls(&plan, libc::SYS_fcntl).iter().map(|call| call[0]).collect::<Vec<_>>(), [40]);
+        let last = plan.steps.iter().rposition(|step| step.call == libc::SYS_mmap).expect("a mapping");
+        let first = plan.steps.iter().position(|step| step.call == libc::SYS_close_range).expect("a close");
+        assert!(last < first, "what is mapped is closed before");
+        let descriptors = vec![file(512, false, false)];
+        assert!(planned(&Manifest { descriptors, ..manifest() }).is_err(), "a number among the restore's own");
+    }
+
+    #[test]
+    fn the_kernels_areas_go_where_they_were_or_the_copy_is_refused() {
+        let at = |start| vec![KernelArea { name: "[vdso]".to_owned(), start, end: start + 0x2000 }];
+        let moved = planned(&Manifest { kernel_areas: at(0x7f11_0000_0000), ..manifest() }).expect("planned");
+        let moves = calls(&moved, libc::SYS_mremap);
+        assert_eq!((moves[0][0], moves[0][4]), (0x7f00_0000_4000, 0x7f11_0000_0000));
+        assert_eq!(moved.steps[0].call, libc::SYS_mremap, "before anything is unmapped");
+        let stays = planned(&Manifest { kernel_areas: at(0x7f00_0000_4000), ..manifest() }).expect("planned");
+        assert!(calls(&stays, libc::SYS_mremap).is_empty());
+        let over = planned(&Manifest { kernel_areas: at(0x7ffe_0000_0000), ..manifest() });
+        assert!(over.expect_err("refused").to_string().contains("would lie over"));
+        let mut longer = at(0x7f11_0000_0000);
+        longer[0].end += 0x1000;
+        assert!(planned(&Manifest { kernel_areas: longer, ..manifest() }).is_err(), "another kernel's");
+    }
+
+    #[test]
+    fn data_lies_where_the_steps_point() {
+        let actions = vec![Action { signal: 10, words: [1, 2, 3, 4] }];
+        let plan = planned(&Manifest { actions, ..manifest() }).expect("planned");
+        let at = usize::try_from(calls(&plan, libc::SYS_rt_sigaction)[0][1] - 0x9000).expect("small");
+        assert_eq!(plan.data[at..at + 32], [1u64, 2, 3, 4].map(u64::to_ne_bytes).concat());
+        let layout = calls(&plan, libc::SYS_prctl)[0];
+        let at = usize::try_from(layout[2] - 0x9000).expect("small");
+        let word = |number: usize| u64::from_ne_bytes(plan.data[at + number * 8..][..8].try_into().expect("eight"));
+        assert_eq!((layout[3], word(7), word(8)), (104, 0x8000, 0x8005), "the command line");
+        assert_eq!(table(&plan.steps).len() as u64, plan.steps.len() as u64 * STEP_BYTES);
+    }
+
+    #[test]
+    fn a_free_place_meets_neither_what_is_nor_what_will_be() {
+        let fresh = mappings("10001000-10002000 r-xp 00000000 00:00 9     /bin/low\n");
+        let areas = vec![area(0x2000_0000, 0x2000_1000, Content::Zero)];
+        let place = free_place(&Manifest { areas, ..manifest() }, &fresh, 0x10_0000).expect("free");
+        assert_eq!(place, 0x3000_0000);
+    }
+}

@@ -30,6 +30,13 @@ const WAITS: [libc::c_long; 3] = [libc::SYS_ppoll, libc::SYS_poll, libc::SYS_fut
 const HOLE_BYTES_MIN: u64 = 256 << 10;
 /// Bytes that the first thread's stack may grow to: Linux's usual limit.
 const STACK_BYTES: u64 = 8 << 20;
+/// Most ranges of memory, threads and bytes of a monitor: an honest one has some 500, ten and 100 MiB. One that its guest has
+/// taken over may have what it likes.
+const AREAS_MAX: usize = 16 << 10;
+/// As above.
+const THREADS_MAX: usize = 256;
+/// As above.
+const BYTES_MAX: u64 = 4 << 30;
 /// Bytes copied at once.
 const PIECE_BYTES: u64 = 1 << 20;
 /// How far below its stack pointer a thread keeps what it may still need (System V ABI, the red zone), bytes, and room.
@@ -130,6 +137,10 @@ fn seize_all(pid: u32) -> Result<Vec<Tracee>, CheckpointError> {
     loop {
         let all = thread_ids(pid).map_err(failed("list the monitor's threads"))?;
         let before = stopped.len();
+        if all.len() > THREADS_MAX {
+            stopped.into_iter().for_each(Tracee::let_go);
+            return Err(CheckpointError::Unfit(format!("the monitor has {} threads", all.len())));
+        }
         for id in all {
             if stopped.iter().any(|thread| thread.id == id) {
                 continue;
@@ -244,6 +255,9 @@ fn areas(
             }
         }
         before = end;
+        if areas.len() > AREAS_MAX || offset > BYTES_MAX {
+            return Err(CheckpointError::Unfit("the monitor has far more memory than one needs".to_owned()));
+        }
     }
     Ok(areas)
 }
