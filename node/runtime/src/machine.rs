@@ -9,6 +9,7 @@ use node_hypervisor::{
     copy_sparse, end_machine,
 };
 use node_network::Port;
+use tokio::time::Instant;
 
 use crate::durable::{blocking, make_folder};
 use crate::template::Template;
@@ -79,11 +80,15 @@ pub(crate) async fn make_copy(
     checkpoint: PathBuf,
     mut plan: Plan,
 ) -> Result<Arc<dyn Vm>, RuntimeError> {
+    let begun = Instant::now();
     let (from, to) = (checkpoint_disk(&checkpoint), plan.disk.clone());
     blocking(move || copy_sparse(&from, &to)).await?;
+    let disk_us = begun.elapsed().as_micros();
     plan.memory = MemorySource::Clone { template: template.dir.clone() };
     plan.checkpoint = Some(checkpoint);
-    make(driver, plan).await
+    let vm = make(driver, plan).await?;
+    tracing::debug!(label = vm.spec().label, disk_us, took_us = begun.elapsed().as_micros(), "copied a checkpoint");
+    Ok(vm)
 }
 
 /// Everything that a clone of `template` needs but its guest: folders, disk, and its monitor where the driver can start

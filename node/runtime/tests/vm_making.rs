@@ -172,6 +172,58 @@ async fn vm_an_emptied_pool_fills_again_beside_a_sandbox_that_works() {
     end(&place, runtime).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vm_a_create_that_finds_an_empty_pool_copies_a_checkpoint_and_so_do_forks() {
+    let Some(place) = Place::new("copies of checkpoints") else { return };
+    // Makes the checkpoint, which stays.
+    let runtime = place.filled(1).await;
+    settled(&runtime).await;
+    end(&place, runtime).await;
+    let runtime = place.start_with(0, place.store().await).await;
+    for number in 1..=6 {
+        let start = Instant::now();
+        runtime.run(request(number)).await.expect("run");
+        let ran = ms(start);
+        assert_eq!(exec(&runtime, number, "hostname").await, format!("Box-{number}"));
+        let first = ms(start);
+        assert_eq!(code_run(&runtime, number, "python", "print(6 * 7)").await, "42");
+        println!("run {ran:.1}, exec {first:.1}, python {:.1} ms: {:?}", ms(start), runtime.creates().last());
+    }
+    let copies = runtime.creates().iter().filter(|budget| budget.from == CreateFrom::Copy).count();
+    if copies == 0 {
+        place::skip("copies of checkpoints", "no machine can be copied here");
+    } else {
+        assert!(copies >= 5, "{:?}", runtime.creates());
+    }
+    exec(&runtime, 1, "echo kept > /dev/shm/x").await;
+    let start = Instant::now();
+    let children = (11..=14).map(|number| place::child(number, 1)).collect();
+    let outcome = runtime.fork(&id(1), ONE, children).await.expect("forked");
+    println!("4 children in {:.1} ms, parent stopped {} us", ms(start), outcome.stop_us);
+    for (number, made) in (11..).zip(outcome.children) {
+        made.expect("a child");
+        assert_eq!(exec(&runtime, number, "cat /dev/shm/x; hostname").await, format!("kept\nBox-{number}"));
+    }
+    println!("and their first commands after {:.1} ms", ms(start));
+    assert_eq!(exec(&runtime, 1, "cat /dev/shm/x").await, "kept");
+    // A copy is paused, snapshotted and stopped like any other.
+    runtime.act(&id(11), ONE, Verb::Pause).await.expect("paused");
+    runtime.act(&id(11), ONE, Verb::Resume).await.expect("resumed");
+    let snapshot = "snap-aaaaaaaaaaaaaaaa".parse().expect("a snapshot id");
+    runtime.snapshot(&id(11), ONE, snapshot).await.expect("snapshotted");
+    runtime.act(&id(11), ONE, Verb::Stop { force: false }).await.expect("stopped");
+    runtime.act(&id(11), ONE, Verb::Start).await.expect("started");
+    assert_eq!(exec(&runtime, 11, "hostname").await, "Box-11");
+    end(&place, runtime).await;
+}
+
+/// Waits until the pool has nothing to do any more.
+async fn settled(runtime: &Runtime) {
+    let mut pools = runtime.pools();
+    let settled = pools.wait_for(|pools| pools.iter().any(|pool| pool.doing == "full"));
+    tokio::time::timeout(place::POOL_LIMIT, settled).await.expect("in time").expect("the pool runs");
+}
+
 /// The median and the 99th hundredth of so many commands, one after the other, in milliseconds.
 async fn latencies(runtime: &Runtime, number: u8, count: usize) -> (f64, f64) {
     let mut took = Vec::new();

@@ -172,6 +172,13 @@ pub(crate) fn request(number: u8) -> RunRequest {
     RunRequest { spec, generation: ONE }
 }
 
+/// A child of a fork.
+pub(crate) fn child(number: u8, parent: u8) -> RunRequest {
+    let source = Source::Fork { parent: id(parent), generation: ONE };
+    let request = request(number);
+    RunRequest { spec: SandboxSpec { source, ..request.spec }, ..request }
+}
+
 /// Runs a shell command in a sandbox and gives its trimmed output; it must succeed.
 pub(crate) async fn exec(runtime: &Runtime, number: u8, command: &str) -> String {
     let request = ExecRequest { command: command.to_owned(), merge: true, ..ExecRequest::default() };
