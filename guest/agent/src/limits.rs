@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use guest_proto::surface::GuestLimits;
 
 use crate::console::say;
+use crate::sys;
 
 /// Where the hierarchy is mounted.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -33,6 +34,8 @@ const OPEN_FILES_DEFAULT: (u64, u64) = (4096, 1 << 16);
 const OPEN_FILES_MIN: u32 = 64;
 /// Memory that is kept from the commands: the agent's own and what it holds of outputs (64 MiB), the forking interpreter, the kernel's tables.
 const RESERVED_BYTES: u64 = 128 << 20;
+/// The agent's: ten times a command's share of the processor, of which it takes little.
+const AGENT_NICENESS: i32 = -10;
 /// At least this part of the memory is theirs, in a guest so small that the reserve would be most of it.
 const SHARE_MIN: u64 = 2;
 
@@ -64,6 +67,10 @@ impl Bounds {
     pub(crate) fn make() -> Self {
         if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
             say(&format!("can't keep the agent from being ended for memory: {error}"));
+        }
+        // The first process: what has come or is to be told isn't kept waiting by commands. Theirs is as ever (`sys::launch`).
+        if let Err(error) = sys::set_niceness(0, AGENT_NICENESS) {
+            say(&format!("can't put the agent before the commands: {error}"));
         }
         match Group::make(Path::new(ROOT)) {
             Ok(group) => Self { group: Some(group), open_files: AtomicU64::new(0) },

@@ -99,7 +99,7 @@ pub(crate) fn set_open_files(pid: i32, limit: u64) -> io::Result<()> {
 }
 
 /// Most pages of one [`rewrite_pages`] (IOV_MAX, limits.h).
-pub(crate) const PAGES_AT_ONCE: usize = 1024;
+const PAGES_AT_ONCE: usize = 1024;
 
 /// Writes the first byte of each page of a process with what it is (process_vm_readv(2), process_vm_writev(2)).
 pub(crate) fn rewrite_pages(pid: i32, pages: &[u64]) -> io::Result<()> {
@@ -126,6 +126,12 @@ pub(crate) fn rewrite_pages(pid: i32, pages: &[u64]) -> io::Result<()> {
 pub(crate) fn set_group_niceness(group: i32, niceness: i32) -> io::Result<()> {
     // SAFETY: nix has no setpriority. The call has no pointers.
     check(unsafe { libc::setpriority(libc::PRIO_PGRP, group.cast_unsigned(), niceness) }).map(drop)
+}
+
+/// Sets how nice a process's first thread is, and those that it starts from then on (setpriority(2)).
+pub(crate) fn set_niceness(pid: i32, niceness: i32) -> io::Result<()> {
+    // SAFETY: nix has no setpriority. The call has no pointers.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid.cast_unsigned(), niceness) }).map(drop)
 }
 
 /// The kernel's log, as text (syslog(2)).
@@ -450,6 +456,8 @@ unsafe fn become_program(setup: &Setup) -> Result<(), c_int> {
     unsafe {
         let done = |result: c_int| if result < 0 { Err(*libc::__errno_location()) } else { Ok(()) };
         done(libc::setpgid(0, 0))?;
+        // The agent's own is not its commands'; a process among others may not raise it, and has no other.
+        libc::setpriority(libc::PRIO_PROCESS, 0, 0);
         for (number, &from) in setup.descriptors.iter().enumerate() {
             done(libc::dup2(from, number as c_int))?;
         }

@@ -12,6 +12,7 @@ use std::fs;
 use std::future::pending;
 use std::io::{self, PipeWriter};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,12 +31,18 @@ use super::reaper::Reaper;
 use crate::limits::Bounds;
 use crate::refusal::{Answer, file_error, refuse};
 use crate::sys::{self, Exit, Launch};
-use crate::warm::Parked;
+use crate::warm::{Ends, NICE, Parked};
 
 /// Commands at once: each holds pipes and output in the agent's memory. A model runs a few; a loop is stopped here.
 const COMMANDS_MAX: usize = 64;
 /// How long a killed command may take to be gone: one in the middle of disk I/O can't die before it is done.
 const KILL_WAIT: Duration = Duration::from_secs(2);
+/// Output that is wanted at the end only is read when the command has run for so long, or has ended: until then its pipes
+/// hold 64 KiB each (pipe(7)).
+const COLLECT_AFTER: Duration = Duration::from_millis(10);
+/// What a command leaves is removed so long after its end: its answer goes first, and most let go of their outputs
+/// meanwhile.
+const CLEAN_UP_AFTER: Duration = Duration::from_millis(20);
 /// Events on their way to a slow reader; a full queue holds the command back by its pipe.
 const EVENTS_MAX: usize = 8;
 
@@ -92,6 +99,8 @@ pub(crate) struct Running {
     pub(crate) stdout: Output,
     /// Its standard error.
     pub(crate) stderr: Output,
+    /// Where one that was parked may tell its end before it is gone.
+    ends: Option<Ends>,
     started: Instant,
     bounds: Arc<Bounds>,
     /// How many processes had been ended for memory before it started.
@@ -182,7 +191,8 @@ impl Engine {
         let stderr = if command.limits.merge { Output::none() } else { Output::new(parked.stderr).map_err(failed)? };
         let stdout = Output::new(parked.stdout).map_err(failed)?;
         let bounds = Arc::clone(&self.bounds);
-        Ok(Running { group: parked.pid, ended: parked.ended, stdout, stderr, started, bounds, memory_kills })
+        let ends = Some(parked.ends);
+        Ok(Running { group: parked.pid, ended: parked.ended, stdout, stderr, ends, started, bounds, memory_kills })
     }
 
     /// Starts the process. Nothing is awaited between its start and its registration.
@@ -226,7 +236,7 @@ impl Engine {
             feed(writer, command.stdin.clone());
         }
         let bounds = Arc::clone(&self.bounds);
-        Ok(Running { group, ended, stdout, stderr, started, bounds, memory_kills })
+        Ok(Running { group, ended, stdout, stderr, ends: None, started, bounds, memory_kills })
     }
 }
 
@@ -252,25 +262,34 @@ pub(crate) fn feed(writer: PipeWriter, bytes: Vec<u8>) {
 /// Watches a command to its end.
 async fn watch(mut running: Running, command: Command, mut sink: Sink, _permit: OwnedSemaphorePermit) -> Seen {
     let mut deadline = Deadline::new(command.limits.timeout, running.started);
+    let mut at_once = matches!(sink, Sink::Stream(_));
+    let later = tokio::time::sleep(if at_once { Duration::ZERO } else { COLLECT_AFTER });
+    tokio::pin!(later);
     let exit = loop {
         tokio::select! {
             biased;
+            exit = told(&mut running.ends) => {
+                // It is being taken apart now, which the answer goes before; it may be gone already.
+                let _ = sys::set_niceness(running.group.as_raw(), NICE);
+                break Some(exit);
+            }
             exit = &mut running.ended => break exit.ok(),
+            () = &mut later, if !at_once => at_once = true,
             () = deadline.passes() => {
                 if deadline.killed {
                     break None;
                 }
                 deadline.kill(running.group);
             }
-            bytes = running.stdout.read() => sink.take(From::Stdout, bytes, &mut deadline, running.group).await,
-            bytes = running.stderr.read() => sink.take(From::Stderr, bytes, &mut deadline, running.group).await,
+            bytes = running.stdout.read(), if at_once => {
+                sink.take(From::Stdout, bytes, &mut deadline, running.group).await;
+            }
+            bytes = running.stderr.read(), if at_once => {
+                sink.take(From::Stderr, bytes, &mut deadline, running.group).await;
+            }
         }
     };
     let took = running.started.elapsed();
-    if let Some(scratch) = &command.scratch {
-        // It lies in a folder for such files, which a boot empties.
-        let _ = fs::remove_file(scratch);
-    }
     for (from, output) in [(From::Stdout, &mut running.stdout), (From::Stderr, &mut running.stderr)] {
         let mut rest = Vec::new();
         output.empty(|bytes| match &mut sink {
@@ -285,9 +304,26 @@ async fn watch(mut running: Running, command: Command, mut sink: Sink, _permit: 
         sink.collect(from, sentence.as_bytes());
         sink.send(from, sentence.as_bytes()).await;
     }
-    running.stdout.drain();
-    running.stderr.drain();
+    tokio::spawn(clean_up(command.scratch, running.stdout, running.stderr));
     Seen { exit, timed_out: deadline.killed, took, sink }
+}
+
+/// Removes what a command leaves, once its answer is out, and reads on what its children still write.
+async fn clean_up(scratch: Option<PathBuf>, mut stdout: Output, mut stderr: Output) {
+    tokio::time::sleep(CLEAN_UP_AFTER).await;
+    if let Some(scratch) = scratch {
+        // It lies in a folder for such files, which a boot empties.
+        let _ = fs::remove_file(scratch);
+    }
+    tokio::join!(stdout.drain(), stderr.drain());
+}
+
+/// How one that was parked says that it ends.
+async fn told(ends: &mut Option<Ends>) -> Exit {
+    match ends {
+        Some(ends) => ends.told().await,
+        None => pending().await,
+    }
 }
 
 /// Whether a command's end is how one ends that was killed for memory, itself or the one that its shell waited for.

@@ -16,7 +16,9 @@ mod output;
 mod reaper;
 mod typescript;
 
-pub(crate) use code::{Language, NODE, PYTHON, importable, prepare as prepare_code, program_file};
+pub(crate) use code::{
+    Language, NODE, PYTHON, importable, next_program, prepare as prepare_code, program_file, stored,
+};
 pub(crate) use command::{Command, merged, strings, timeout};
 pub(crate) use engine::{Ended, Engine, Running, feed};
 pub(crate) use reaper::{Reaper, Scope};

@@ -1,7 +1,7 @@
 //! A command's pipes: read while it runs, emptied when it ends, drained when children hold them.
 
 use std::future::poll_fn;
-use std::io::{self, PipeReader};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use guest_proto::surface::OUTPUT_BYTES_MAX;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::unix::pipe::Receiver;
 
@@ -21,24 +22,46 @@ const REST_BYTES_MAX: usize = 1 << 20;
 /// The reading end of one pipe.
 #[derive(Debug)]
 pub(crate) struct Output {
-    pipe: Option<Receiver>,
+    pipe: Pipe,
     buffer: Vec<u8>,
     filled: usize,
 }
 
+/// A pipe is waited on from its first read on: each wake of the agent takes the processor from the command, and most have
+/// ended by the time that their output is wanted.
+#[derive(Debug)]
+enum Pipe {
+    Unwatched(PipeReader),
+    Watched(Receiver),
+    Ended,
+}
+
+impl Pipe {
+    fn watch(&mut self) {
+        if let Self::Unwatched(_) = self {
+            // What can't be waited on is lost, as if the command had closed it.
+            let Self::Unwatched(pipe) = std::mem::replace(self, Self::Ended) else { return };
+            if let Ok(pipe) = Receiver::from_owned_fd(OwnedFd::from(pipe)) {
+                *self = Self::Watched(pipe);
+            }
+        }
+    }
+}
+
 impl Output {
     pub(crate) fn new(pipe: PipeReader) -> io::Result<Self> {
-        let pipe = Receiver::from_owned_fd(OwnedFd::from(pipe))?;
-        Ok(Self { pipe: Some(pipe), buffer: vec![0; READ_BYTES], filled: 0 })
+        fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self { pipe: Pipe::Unwatched(pipe), buffer: Vec::new(), filled: 0 })
     }
 
     /// No pipe: the other output carries both.
     pub(crate) fn none() -> Self {
-        Self { pipe: None, buffer: Vec::new(), filled: 0 }
+        Self { pipe: Pipe::Ended, buffer: Vec::new(), filled: 0 }
     }
 
     /// The next bytes; never ready once the pipe has ended. Cancel safe.
     pub(crate) async fn read(&mut self) -> &[u8] {
+        self.pipe.watch();
         poll_fn(|cx| self.poll(cx)).await;
         &self.buffer[..self.filled]
     }
@@ -51,20 +74,28 @@ impl Output {
 
     /// Fills the buffer.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(pipe) = &mut self.pipe else { return Poll::Pending };
-        let mut buf = ReadBuf::new(&mut self.buffer);
-        match Pin::new(pipe).poll_read(cx, &mut buf) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                self.filled = buf.filled().len();
-                Poll::Ready(())
+        self.buffer.resize(READ_BYTES, 0);
+        let read = match &mut self.pipe {
+            Pipe::Ended => return Poll::Pending,
+            Pipe::Unwatched(pipe) => match pipe.read(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                read => read.unwrap_or(0),
+            },
+            Pipe::Watched(pipe) => {
+                let mut buf = ReadBuf::new(&mut self.buffer);
+                match Pin::new(pipe).poll_read(cx, &mut buf) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(read) => read.map_or(0, |()| buf.filled().len()),
+                }
             }
-            // An end or an error: nothing more will come.
-            Poll::Ready(_) => {
-                self.pipe = None;
-                Poll::Pending
-            }
+        };
+        self.filled = read;
+        if read > 0 {
+            return Poll::Ready(());
         }
+        // An end or an error: nothing more will come.
+        self.pipe = Pipe::Ended;
+        Poll::Pending
     }
 
     /// Calls `take` with all that the command left in the pipe.
@@ -79,12 +110,11 @@ impl Output {
     }
 
     /// If a child still holds the pipe: reads and drops what it writes, until it ends, so that no write of it fails.
-    pub(super) fn drain(self) {
-        let Some(mut pipe) = self.pipe else { return };
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 4 << 10];
-            while pipe.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
-        });
+    pub(super) async fn drain(&mut self) {
+        self.empty(|_| {});
+        self.pipe.watch();
+        let Pipe::Watched(pipe) = &mut self.pipe else { return };
+        while pipe.read(&mut self.buffer).await.is_ok_and(|read| read > 0) {}
     }
 }
 

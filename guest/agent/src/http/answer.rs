@@ -17,14 +17,14 @@ use tokio::sync::mpsc;
 
 use super::body::{Body, json, no_content, pieces, read_json, refusal, steps, text};
 use super::route::{Route, generation};
-use crate::exec::{Command, Ended, Engine, Language, laid_out, prepare_code, transpiler};
+use crate::exec::{Command, Ended, Engine, Language, laid_out, prepare_code, stored, transpiler};
 use crate::facts;
 use crate::files::{Download, Upload, blocking, info, list, make_folder, remove, resolve};
 use crate::identity::IdentityCell;
 use crate::interpreter::{Contexts, Means};
 use crate::machine::Machine;
 use crate::refusal::{Answer, bad_request, refuse};
-use crate::warm::{Place, Warm};
+use crate::warm::{Parked, Place, Warm};
 
 /// How long the answer to a shutdown may take to reach the host before the machine goes down.
 const LAST_ANSWER: Duration = Duration::from_millis(50);
@@ -172,7 +172,7 @@ impl Agent {
         let language = Language::parse(&request.language)?;
         let kind = language.kind();
         let Place { home, scratch, .. } = &self.place;
-        let mut command = prepare_code(language, request, environment, home, scratch)?;
+        let mut command = prepare_code(language, request, environment, home)?;
         if language == Language::TypeScript {
             let code = std::mem::take(&mut command.stdin);
             match self.engine.run(transpiler(&command, code)).await? {
@@ -181,7 +181,10 @@ impl Agent {
                 ended => return told(ended.merged(command.limits.merge)),
             }
         }
-        let parked = self.place.parks(kind, &command).then(|| self.warm.take(kind)).flatten();
+        let parked = self.warm.take_for(&self.place, kind, &command).await;
+        if language == Language::Python {
+            command = stored(command, parked.as_ref().and_then(Parked::program), scratch)?;
+        }
         let ended = self.engine.run_in(parked, command).await;
         self.warm.refill(kind);
         told(ended?)

@@ -80,10 +80,11 @@ impl Process {
         let ours = |fd: i32| format!("/proc/{}/fd/{fd}", std::process::id());
         let channels = vec![ours(requests_reader.as_raw_fd()), ours(replies_writer.as_raw_fd())];
         let command = command(means, cwd, channels)?;
-        let running = launch(means, &command)?;
+        let cwd = command.cwd.to_string_lossy().into_owned();
+        let (running, scratch) = launch(means, command).await?;
         let mut process = Self {
             running,
-            cwd: command.cwd.to_string_lossy().into_owned(),
+            cwd,
             requests: sender(requests).map_err(failed)?,
             replies: FramedRead::new(
                 Receiver::from_owned_fd(OwnedFd::from(replies)).map_err(failed)?,
@@ -99,7 +100,7 @@ impl Process {
         });
         let is_ready = ready.await.unwrap_or(false);
         // It has read its program; its name stays in no traceback.
-        if let Some(scratch) = &command.scratch {
+        if let Some(scratch) = &scratch {
             let _ = std::fs::remove_file(scratch).map_err(file_error("remove", scratch));
         }
         if is_ready {

@@ -13,6 +13,7 @@ mod tests;
 mod text;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,9 +27,9 @@ use nix::unistd::Pid;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::exec::{Engine, Language, prepare_code, timeout};
+use crate::exec::{Engine, Language, prepare_code, stored, timeout};
 use crate::refusal::{Answer, bad_request, refuse};
-use crate::warm::{Kind, Place, Warm};
+use crate::warm::{Kind, Parked, Place, Warm};
 use execution::{Execution, Process};
 
 /// The process's side.
@@ -231,8 +232,8 @@ fn unknown(id: &str) -> guest_proto::surface::AgentError {
 /// The command of a context's process; `channels` are its arguments.
 fn command(means: &Means<'_>, cwd: Option<String>, channels: Vec<String>) -> Answer<crate::exec::Command> {
     let request = CodeRunRequest { code: SCRIPT.to_owned(), argv: channels, ..CodeRunRequest::default() };
-    let Place { home, scratch, .. } = means.place;
-    let mut command = prepare_code(Language::Python, request, means.environment, home, scratch)?;
+    let Place { home, .. } = means.place;
+    let mut command = prepare_code(Language::Python, request, means.environment, home)?;
     if let Some(cwd) = cwd.filter(|cwd| !cwd.is_empty()) {
         command.cwd = home.join(cwd);
         if !command.cwd.is_dir() {
@@ -243,10 +244,11 @@ fn command(means: &Means<'_>, cwd: Option<String>, channels: Vec<String>) -> Ans
     Ok(command)
 }
 
-/// Starts a context's process.
-fn launch(means: &Means<'_>, command: &crate::exec::Command) -> Answer<crate::exec::Running> {
-    let parked = means.place.parks(Kind::Python, command).then(|| means.warm.take(Kind::Python)).flatten();
-    let running = means.engine.begin(parked, command);
+/// Starts a context's process. Gives its program's file too.
+async fn launch(means: &Means<'_>, command: crate::exec::Command) -> Answer<(crate::exec::Running, Option<PathBuf>)> {
+    let parked = means.warm.take_for(means.place, Kind::Python, &command).await;
+    let command = stored(command, parked.as_ref().and_then(Parked::program), &means.place.scratch)?;
+    let running = means.engine.begin(parked, &command);
     means.warm.refill(Kind::Python);
-    running
+    Ok((running?, command.scratch))
 }

@@ -31,10 +31,11 @@ use tokio::sync::{Notify, watch};
 use crate::console::say;
 use crate::exec::{Command, Reaper, importable, merged};
 use crate::limits::Bounds;
-pub(crate) use park::Parked;
+pub(crate) use park::{Ends, Parked};
 
-/// Python interpreters parked: one answers a caller who waits for each answer, the second a pair. Each is 3 MiB.
-const PYTHON_PARKED: usize = 2;
+/// Python interpreters parked: one answers a caller who waits for each answer, the others callers who come at once. Each is
+/// 3 MiB.
+const PYTHON_PARKED: usize = 3;
 /// Node processes parked: each is 40 MiB, most of which clones share with their template.
 const NODE_PARKED: usize = 2;
 /// How long an interpreter may take to park: under emulation, on a busy host, node takes seconds.
@@ -42,6 +43,14 @@ const PARK_MAX: Duration = Duration::from_secs(60);
 /// How long a rehearsal waits for all to be parked: less than the 15 s that the host gives its identity. What isn't there by
 /// then is parked later.
 const ALL_PARKED_MAX: Duration = Duration::from_secs(12);
+/// What is missing is started so long after a program's end: its answer goes first, and perhaps the next program. If none is
+/// left the next one waits for it.
+const REFILL_AFTER: Duration = Duration::from_millis(5);
+const REFILL_EMPTY_AFTER: Duration = Duration::from_millis(1);
+/// How long a program waits for an interpreter that is being started, before it gets a fresh one: some times what each takes
+/// under emulation.
+const PYTHON_COMING_MAX: Duration = Duration::from_secs(1);
+const NODE_COMING_MAX: Duration = Duration::from_secs(5);
 /// Between two attempts at one that doesn't start.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Attempts in a row before it is left: what is missing or broken stays so, and programs are started afresh then.
@@ -95,7 +104,7 @@ impl Place {
     }
 
     /// Whether a parked interpreter runs a command as a fresh one would.
-    pub(crate) fn parks(&self, kind: Kind, command: &Command) -> bool {
+    fn parks(&self, kind: Kind, command: &Command) -> bool {
         park::parks(kind, &self.start(kind), command)
     }
 }
@@ -107,6 +116,9 @@ pub(crate) fn start(place: &Place, reaper: Reaper, bounds: Arc<Bounds>) -> Warm 
         Warm::none()
     })
 }
+
+/// How nice an interpreter is while it is started, and while it is taken apart: what is asked goes first.
+pub(crate) const NICE: i32 = 19;
 
 /// Interpreters started ahead; clones share them.
 #[derive(Debug, Clone)]
@@ -125,6 +137,10 @@ struct Shelf {
     wanted: usize,
     /// One is missing, and now is a time to start it.
     refill: Notify,
+    /// One is there.
+    arrived: Notify,
+    /// One is being started.
+    coming: AtomicBool,
     /// Whether as many are there as are wanted, or will never be.
     full: watch::Sender<bool>,
     /// It was tried too often: none is started any more.
@@ -139,6 +155,8 @@ impl Shelf {
             parked: Mutex::default(),
             wanted,
             refill: Notify::new(),
+            arrived: Notify::new(),
+            coming: AtomicBool::new(false),
             full: watch::Sender::new(wanted == 0),
             given_up: AtomicBool::new(false),
             era: AtomicU64::new(0),
@@ -154,6 +172,11 @@ impl Shelf {
         if !self.given_up.load(Ordering::Relaxed) {
             self.full.send_replace(false);
         }
+    }
+
+    /// Whether nothing will ever be parked.
+    fn is_closed(&self) -> bool {
+        self.wanted == 0 || self.given_up.load(Ordering::Relaxed)
     }
 
     fn missing(&self) -> bool {
@@ -181,17 +204,44 @@ impl Warm {
         Ok(warm)
     }
 
+    /// Takes one that runs a command as a fresh one would. If none is there but one is being started, that is waited for: it
+    /// is there sooner than one that is started now.
+    pub(crate) async fn take_for(&self, place: &Place, kind: Kind, command: &Command) -> Option<Parked> {
+        if !place.parks(kind, command) {
+            return None;
+        }
+        if let Some(parked) = self.take(kind) {
+            return Some(parked);
+        }
+        let shelf = self.shelf(kind);
+        let limit = match kind {
+            // Another is forked at once.
+            Kind::Python => {
+                self.refill(kind);
+                PYTHON_COMING_MAX
+            }
+            Kind::Node if shelf.coming.load(Ordering::Relaxed) => NODE_COMING_MAX,
+            Kind::Node => return None,
+        };
+        let comes = async {
+            while !shelf.is_closed() {
+                shelf.arrived.notified().await;
+                if let Some(parked) = self.take(kind) {
+                    return Some(parked);
+                }
+            }
+            None
+        };
+        tokio::time::timeout(limit, comes).await.ok().flatten()
+    }
+
     /// Takes one that is parked and alive.
-    pub(crate) fn take(&self, kind: Kind) -> Option<Parked> {
+    fn take(&self, kind: Kind) -> Option<Parked> {
         let mut parked = self.shelf(kind).lock();
         loop {
             let mut one = parked.pop_front()?;
             self.shelf(kind).taken();
             if one.is_alive() {
-                if parked.is_empty() && kind == Kind::Python {
-                    // Forking one takes less than the program that the next caller would otherwise start.
-                    self.refill(kind);
-                }
                 return Some(one);
             }
         }
@@ -235,6 +285,7 @@ impl Warm {
 
     fn put(&self, kind: Kind, parked: Parked) {
         self.shelf(kind).lock().push_back(parked);
+        self.shelf(kind).arrived.notify_one();
     }
 
     /// Keeps one shelf full with what `starter` gives, until that has failed too often.
@@ -243,13 +294,17 @@ impl Warm {
         loop {
             if !self.shelf(kind).missing() {
                 self.shelf(kind).refill.notified().await;
+                let is_empty = self.shelf(kind).lock().is_empty();
+                tokio::time::sleep(if is_empty { REFILL_EMPTY_AFTER } else { REFILL_AFTER }).await;
                 continue;
             }
             let era = self.shelf(kind).era.load(Ordering::Relaxed);
+            self.shelf(kind).coming.store(true, Ordering::Relaxed);
             let started = match tokio::time::timeout(PARK_MAX, starter.start()).await {
                 Ok(started) => started,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             };
+            self.shelf(kind).coming.store(false, Ordering::Relaxed);
             match started {
                 Ok(parked) if era != self.shelf(kind).era.load(Ordering::Relaxed) => parked.end(),
                 Ok(parked) => {
@@ -262,6 +317,7 @@ impl Warm {
                     if failed == ATTEMPTS_MAX {
                         self.shelf(kind).given_up.store(true, Ordering::Relaxed);
                         self.shelf(kind).full.send_replace(true);
+                        self.shelf(kind).arrived.notify_waiters();
                         return;
                     }
                     tokio::time::sleep(AGAIN).await;

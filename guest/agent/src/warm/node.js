@@ -5,6 +5,8 @@
 //   agent <- fd 4   one byte: it is parked, reading fd 3
 //   agent -> fd 3   8 digits, the length of what follows; fields, each ended by a zero byte:
 //                   merge, cwd, main (unused), count of arguments, the arguments, then NAME=value
+//   agent <- ends   one byte, the exit code: all that can be seen of the program has been done. A descriptor of the
+//                   agent's, the only argument
 //
 // A worker thread requires what its process was told to as well: nothing is left of that there either.
 const forget = () => {
@@ -19,6 +21,8 @@ if (!require('worker_threads').isMainThread) {
   const fs = require('fs');
   const v8 = require('v8');
   const vm = require('vm');
+
+  const ends = `/proc/${process.ppid}/fd/${process.argv.pop()}`;
 
   const readExactly = (fd, size) => {
     const bytes = Buffer.allocUnsafeSlow(size);
@@ -69,7 +73,61 @@ if (!require('worker_threads').isMainThread) {
     process.argv.push(...rest.slice(0, Number(count)));
   };
 
+  // Node takes itself apart when its program has ended, for longer than most programs take, though nobody can see it. So,
+  // where that is certain, the exit code is told and the process leaves. Only `emit` is looked up at that moment, and it is
+  // the function that it always is.
+  const leaveEarly = () => {
+    const { openSync, writeSync } = fs;
+    const { kill, pid } = process;
+    const { getOwnPropertyDescriptor } = Object;
+    const isExiting = getOwnPropertyDescriptor(process, '_exiting').get;
+    const { cache } = require;
+    const { emit } = require('events').prototype;
+
+    // Whether node itself asks: no function of a program is beneath.
+    const isAlone = () => {
+      const { stackTraceLimit, prepareStackTrace } = Error;
+      Error.stackTraceLimit = 3;
+      Error.prepareStackTrace = (_, frames) => frames.length;
+      const depth = new Error().stack;
+      Error.stackTraceLimit = stackTraceLimit;
+      if (prepareStackTrace === undefined) delete Error.prepareStackTrace;
+      else Error.prepareStackTrace = prepareStackTrace;
+      return depth === 2;
+    };
+
+    // Nothing but what node does itself is heard of the end.
+    const endsQuietly = () => {
+      const code = getOwnPropertyDescriptor(process, 'exitCode');
+      if (code === undefined || code.value !== undefined || process._events.exit !== undefined) return false;
+      for (const name in cache) if (name.endsWith('.node')) return false;
+      return true;
+    };
+
+    const leave = () => {
+      writeSync(openSync(ends, 'w'), '\0');
+      kill.call(process, pid, 'SIGKILL');
+    };
+
+    const prototype = Object.getPrototypeOf(process);
+    Object.defineProperty(prototype, 'emit', {
+      configurable: true,
+      get() {
+        try {
+          if (this === process && isExiting.call(process) && isAlone() && endsQuietly()) leave();
+        } catch {
+          // It ends as any other.
+        }
+        return emit;
+      },
+      set(value) {
+        Object.defineProperty(this, 'emit', { value, writable: true, enumerable: true, configurable: true });
+      },
+    });
+  };
+
   exercise();
+  leaveEarly();
   fs.writeSync(4, 'p');
   fs.closeSync(4);
   const size = Number(readExactly(3, 8).toString('latin1'));

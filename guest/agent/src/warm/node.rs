@@ -9,7 +9,8 @@ use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe::Receiver;
 
-use super::{Parked, Place};
+use super::park::Ends;
+use super::{NICE, Parked, Place};
 use crate::exec::{NODE, Reaper, strings};
 use crate::limits::Bounds;
 use crate::sys::{self, Launch};
@@ -18,9 +19,6 @@ use crate::sys::{self, Launch};
 pub(super) const SCRIPT: &str = include_str!("node.js");
 /// Its file.
 pub(super) const SCRIPT_FILE: &str = "node.js";
-/// How nice one is while it starts: that takes a second of the processor under emulation, which commands want.
-const NICENESS: i32 = 19;
-
 /// Starts processes.
 pub(super) struct Starter {
     pub(super) place: Place,
@@ -40,6 +38,7 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
     let (stdin_reader, stdin) = io::pipe()?;
     let (stdout, stdout_writer) = io::pipe()?;
     let (stderr, stderr_writer) = io::pipe()?;
+    let ends = Ends::new()?;
     let script = place.scripts.join(SCRIPT_FILE);
     let pid = sys::launch(&Launch {
         program: CString::new(NODE)?,
@@ -48,6 +47,7 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
             CString::new("--require")?,
             CString::new(script.as_os_str().as_encoded_bytes())?,
             CString::new("-")?,
+            CString::new(ends.number().to_string())?,
         ],
         environment: strings(&place.environment)?,
         cwd: CString::new(place.home.as_os_str().as_encoded_bytes())?,
@@ -65,10 +65,11 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
     // Registered before anything is awaited.
     let ended = reaper.register(Pid::from_raw(pid));
     // What fails is only that it starts sooner.
-    let _ = sys::set_group_niceness(pid, NICENESS);
+    let _ = sys::set_group_niceness(pid, NICE);
     drop(ready_writer);
     let mut ready = Receiver::from_owned_fd(OwnedFd::from(ready))?;
-    let parked = Parked { pid: Pid::from_raw(pid), ended, control, stdin: Some(stdin), stdout, stderr };
+    let parked =
+        Parked { pid: Pid::from_raw(pid), ended, control, stdin: Some(stdin), stdout, stderr, ends, program: None };
     match ready.read_u8().await {
         Ok(_) => {}
         Err(error) => {

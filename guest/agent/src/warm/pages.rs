@@ -33,9 +33,16 @@ pub(super) fn of(pid: i32) -> io::Result<Vec<u64>> {
     Ok(pages)
 }
 
+/// Pages that are copied before a request is looked for again: half a millisecond under emulation.
+const PAGES_AT_ONCE: usize = 32;
+
 /// Gives a process its own copy of pages, by writing to each what it holds. The process must be waiting.
-pub(super) fn own(pid: i32, pages: &[u64]) -> io::Result<()> {
-    pages.chunks(sys::PAGES_AT_ONCE).try_for_each(|pages| sys::rewrite_pages(pid, pages))
+pub(super) async fn own(pid: i32, pages: &[u64]) -> io::Result<()> {
+    for pages in pages.chunks(PAGES_AT_ONCE) {
+        sys::rewrite_pages(pid, pages)?;
+        tokio::task::yield_now().await;
+    }
+    Ok(())
 }
 
 /// Start and end of a line of /proc/PID/maps, if it is memory to write to, of the heap, of no file or of the interpreter.
@@ -71,8 +78,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_process_goes_on_with_pages_of_its_own() {
+    #[tokio::test]
+    async fn a_process_goes_on_with_pages_of_its_own() {
         let mut child = Command::new("/usr/bin/python3")
             .args(["-c", "import sys; print(len(sys.stdin.read()))"])
             .stdin(Stdio::piped())
@@ -85,7 +92,7 @@ mod tests {
         }
         let pages = of(pid).unwrap();
         assert!(pages.len() > 100, "{}", pages.len());
-        own(pid, &pages).unwrap();
+        own(pid, &pages).await.unwrap();
         drop(child.stdin.take());
         assert_eq!(child.wait_with_output().unwrap().stdout, b"0\n");
     }

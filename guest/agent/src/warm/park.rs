@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::future::pending;
 use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
 
 use super::Kind;
@@ -38,12 +43,51 @@ pub(crate) struct Parked {
     pub(crate) stdout: PipeReader,
     /// Its standard error.
     pub(crate) stderr: PipeReader,
+    /// Where it tells that all that can be seen of its program has been done.
+    pub(crate) ends: Ends,
+    /// The file that it will open as its program, if it reads it there.
+    pub(super) program: Option<PathBuf>,
+}
+
+/// A pipe on which a parked interpreter tells its exit code before it is taken apart: that takes longer than most programs,
+/// and nobody can see it. It opens the pipe as a descriptor of the agent's when it has come to that, and has it open no
+/// sooner. One that ends otherwise tells nothing, and its end is what its parent is told.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    reader: Receiver,
+    /// Held so that there is a descriptor to open, and that the pipe doesn't end.
+    writer: PipeWriter,
+}
+
+impl Ends {
+    pub(super) fn new() -> io::Result<Self> {
+        let (reader, writer) = io::pipe()?;
+        Ok(Self { reader: Receiver::from_owned_fd(OwnedFd::from(reader))?, writer })
+    }
+
+    /// As another process opens it.
+    pub(super) fn number(&self) -> i32 {
+        number(&self.writer)
+    }
+
+    /// The exit code, once it is told. Cancel safe.
+    pub(crate) async fn told(&mut self) -> Exit {
+        match self.reader.read_u8().await {
+            Ok(code) => Exit::Code(i32::from(code)),
+            Err(_) => pending().await,
+        }
+    }
 }
 
 impl Parked {
     /// Whether it still waits.
     pub(super) fn is_alive(&mut self) -> bool {
         matches!(self.ended.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+    }
+
+    /// The file that it will open as its program.
+    pub(crate) fn program(&self) -> Option<&Path> {
+        self.program.as_deref()
     }
 
     /// Ends it unused.

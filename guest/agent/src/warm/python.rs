@@ -6,15 +6,16 @@
 use std::ffi::CString;
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::net::unix::pipe::Receiver;
 
-use super::park::{nothing, number};
-use super::{Parked, Place, pages};
-use crate::exec::{PYTHON, Reaper, program_file, strings};
+use super::park::{Ends, nothing, number};
+use super::{NICE, Parked, Place, pages};
+use crate::exec::{PYTHON, Reaper, next_program, program_file, strings};
 use crate::limits::Bounds;
 use crate::sys::{self, Launch};
 
@@ -56,7 +57,7 @@ impl super::Starter for Starter {
             Some(zygote) => zygote,
             None => Zygote::start(&self.place, &self.bounds)?,
         };
-        let parked = zygote.park(&self.reaper).await?;
+        let parked = zygote.park(&self.reaper, &self.place.scratch).await?;
         self.zygote = Some(zygote);
         Ok(parked)
     }
@@ -89,18 +90,23 @@ impl Zygote {
             open_files: bounds.open_files(),
             expendable: false,
         })?;
+        // What fails is only that forking competes with programs.
+        let _ = sys::set_niceness(pid, NICE);
         let reports = BufReader::new(Receiver::from_owned_fd(OwnedFd::from(reports))?).lines();
         Ok(Self { orders, reports, _outputs: (stdout, stderr), slots: 0, pid, pages: None })
     }
 
-    async fn park(&mut self, reaper: &Reaper) -> io::Result<Parked> {
+    async fn park(&mut self, reaper: &Reaper, scratch: &Path) -> io::Result<Parked> {
         let (control_reader, control) = io::pipe()?;
         let (stdout, stdout_writer) = io::pipe()?;
         let (stderr, stderr_writer) = io::pipe()?;
+        let ends = Ends::new()?;
+        let program = next_program(scratch);
         self.slots += 1;
         let slot = self.slots;
-        let [control_number, out, err] = [number(&control_reader), number(&stdout_writer), number(&stderr_writer)];
-        self.orders.write_all(format!("{slot} {control_number} {out} {err}\n").as_bytes())?;
+        let [ctl, out, err] = [number(&control_reader), number(&stdout_writer), number(&stderr_writer)];
+        let order = format!("{slot} {ctl} {out} {err} {} {}\n", ends.number(), program.display());
+        self.orders.write_all(order.as_bytes())?;
         let line = self.reports.next_line().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
         let numbers: Option<(u64, i32)> =
             line.split_once(' ').and_then(|(slot, pid)| Some((slot.parse().ok()?, pid.parse().ok()?)));
@@ -109,9 +115,10 @@ impl Zygote {
                 let ended = reaper.register(Pid::from_raw(pid));
                 // What fails is only that its program starts slower.
                 let pages = self.pages.get_or_insert_with(|| pages::of(self.pid).unwrap_or_default());
-                let _ = pages::own(pid, pages);
+                let _ = pages::own(pid, pages).await;
+                sys::set_niceness(pid, 0)?;
                 let pid = Pid::from_raw(pid);
-                Ok(Parked { pid, ended, control, stdin: None, stdout, stderr })
+                Ok(Parked { pid, ended, control, stdin: None, stdout, stderr, ends, program: Some(program) })
             }
             _ => Err(io::ErrorKind::InvalidData.into()),
         }

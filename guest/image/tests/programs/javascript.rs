@@ -62,4 +62,38 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
         "process.on('uncaughtException', (e, origin) => console.log('caught', e.message, origin)); null.x",
     ),
     ("a deep recursion", "function f() { return f() + 1; }\ntry { f() } catch (e) { console.log(e.name, e.message) }"),
+    // Ends that are told before node is taken apart, and what keeps them from being.
+    (
+        "what is done before the exit",
+        "let n = 0; process.on('beforeExit', (code) => { console.log('before', code); if (n++ < 2) setTimeout(() => console.log('again'), 1); })",
+    ),
+    (
+        "exit handlers",
+        "process.on('exit', (code) => { console.log('exit', code, process.exitCode); process.exitCode = 9; }); process.once('exit', async () => { await 1; console.log('later'); })",
+    ),
+    ("an exception in an exit handler", "process.on('exit', () => { throw new Error('late') })"),
+    (
+        "a rejection that is handled late",
+        "const p = Promise.reject(new Error('r')); setTimeout(() => p.catch(() => console.log('caught')), 1); process.on('unhandledRejection', (e) => console.log('unhandled', e.message))",
+    ),
+    (
+        "an emit of its own",
+        "const e = process.emit; process.emit = function (name, ...rest) { if (name === 'exit') require('fs').writeSync(1, `${name} ${rest}\n`); return e.call(this, name, ...rest); }; console.log(process.emit === e, e === require('events').prototype.emit, Object.keys(process).includes('emit'))",
+    ),
+    (
+        "an unreferenced worker",
+        "const { Worker } = require('worker_threads'); const w = new Worker('setInterval(() => {}, 1000)', { eval: true }); w.unref(); console.log('end')",
+    ),
+    (
+        "a server that holds nobody",
+        "const s = require('net').createServer().listen(0, '127.0.0.1', () => console.log('listens')); s.unref(); setTimeout(() => {}, 50)",
+    ),
+    (
+        "a child that is left",
+        "const c = require('child_process').spawn('sh', ['-c', 'sleep 0.2; echo late'], { stdio: ['ignore', 'inherit', 'inherit'] }); c.on('exit', (code) => console.log('child', code))",
+    ),
+    (
+        "a file stream",
+        "const s = require('fs').createWriteStream('/tmp/stream'); s.write('x'.repeat(100000)); s.end(() => console.log(require('fs').statSync('/tmp/stream').size))",
+    ),
 ];

@@ -173,4 +173,101 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
         "a thread's switch",
         "import sys; print(sys.getswitchinterval(), sys.getrefcount(object()) > 0, sys.gettrace(), sys.getprofile())",
     ),
+    // Ends that are told before the interpreter is taken apart, and what keeps them from being.
+    (
+        "finalizers of functions, closures and modules",
+        "import types\nclass C:\n    def __init__(self, n): self.n = n\n    def __del__(self): print('gone', self.n)\ndef f(x=C('default')): pass\ndef g(c):\n    return lambda: c\nh = g(C('cell'))\nm = types.ModuleType('m'); m.c = C('module')\nimport sys; sys.kept = C('sys'); import builtins; builtins.kept = C('builtins')\nprint('end')\n",
+    ),
+    (
+        "a finalizer without a dictionary",
+        "class S:\n    __slots__ = ()\n    def __del__(self): print('slot')\ns = S()\nt = (S(), 1)\nprint('end')\n",
+    ),
+    (
+        "a finalizer in a frozen heap",
+        "import gc\nclass C:\n    def __del__(self): print('gone')\nc = C()\nimport sys; sys.kept = C()\ngc.freeze()\nprint('end')\n",
+    ),
+    (
+        "a generator in the middle",
+        "def g():\n    try: yield 1\n    finally: print('finally')\nx = g(); next(x); print('end')\n",
+    ),
+    ("a coroutine that was never awaited", "async def f(): pass\nx = f()\nprint('end')\n"),
+    (
+        "callbacks of weak references",
+        "import weakref\nclass A: pass\na = A(); r = weakref.ref(a, lambda x: print('called')); l = [A()]; q = weakref.proxy(l[0], lambda x: print('proxy'))\nf = weakref.finalize(l[0], print, 'finalized')\nprint('end')\n",
+    ),
+    (
+        "a metaclass with a finalizer",
+        "class M(type):\n    def __del__(cls): print('class gone', cls.__name__)\n    def __eq__(self, other): print('compared'); return True\n    def __hash__(self): print('hashed'); return 1\nclass A(metaclass=M): pass\na = A()\nprint('end')\n",
+    ),
+    (
+        "a binary file that is never closed",
+        "f = open('/tmp/left', 'wb'); f.write(b'x' * 100)\nimport subprocess; p = subprocess.Popen('sleep 0.5; stat -c %s /tmp/left', shell=True)\n",
+    ),
+    (
+        "exit codes that are given at the end",
+        "import atexit, os\natexit.register(lambda: os._exit(6))\nprint('end', flush=True)\n",
+    ),
+    ("sys.exit without the names of a file", "import sys\ndel __file__, __cached__, __doc__\nsys.exit(3)\n"),
+    (
+        "no names at all",
+        "import sys\ne = sys.exit\nfor n in list(globals()):\n    if n not in ('e', 'n'): del globals()[n]\ne(5)\n",
+    ),
+    ("an exception and a hook that is put back", "import sys\nprint('a')\nraise ValueError('x')\n"),
+    (
+        "callbacks that a program runs itself",
+        "import atexit\natexit.register(print, 'called')\natexit._run_exitfuncs()\nprint('on')\nimport sys; sys.exit(2)\n",
+    ),
+    (
+        "callbacks that are cleared",
+        "import atexit\natexit.register(print, 'called')\natexit._clear()\nprint('on', end='')\n",
+    ),
+    ("a full output", "import sys\nsys.stdout = open('/dev/full', 'w')\nprint('lost')\n"),
+    (
+        "an output that can't be flushed",
+        "import os\nfd = os.open('/dev/full', os.O_WRONLY)\nos.dup2(fd, 1)\nprint('lost')\n",
+    ),
+    (
+        "an error in the last flush of errors",
+        "import os, sys\nfd = os.open('/dev/full', os.O_WRONLY)\nos.dup2(fd, 2)\nsys.stderr.write('lost')\nprint('kept')\n",
+    ),
+    ("a kill", "import os, signal\nprint('a', flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n"),
+    (
+        "a kill in the last callback",
+        "import atexit, os, signal\natexit.register(lambda: os.kill(os.getpid(), signal.SIGKILL))\nprint('a')\n",
+    ),
+    (
+        "another program in its place",
+        "import os\nprint('a', flush=True)\nos.execv('/bin/sh', ['sh', '-c', 'echo b; exit 9'])\n",
+    ),
+    (
+        "a child that goes on",
+        "import os\nprint('a', flush=True)\nif os.fork() == 0:\n    import time; time.sleep(0.05); print('child')\nelse:\n    os.wait(); print('parent')\n",
+    ),
+    (
+        "children that end as their parent does",
+        "import os, sys\nfor n in range(3):\n    if os.fork() == 0: break\n    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)\nelse:\n    n = 3\nprint('end', n)\nsys.exit(n) if n == 2 else None\n",
+    ),
+    ("the user of nobody", "import os\nos.setgid(65534); os.setuid(65534)\nprint(os.getuid())\n"),
+    (
+        "descriptors that are closed",
+        "import os\nprint('a', flush=True)\nos.closerange(3, 1000)\nos.close(2)\nprint('b')\n",
+    ),
+    (
+        "another main module",
+        "import sys, types\nm = sys.modules['__main__'] = types.ModuleType('other')\nclass C:\n    def __del__(self): print('gone')\nm.c = C()\nprint('end')\n",
+    ),
+    (
+        "what is left after collections",
+        "import json, re, random, collections, datetime, functools, enum, dataclasses\n@dataclasses.dataclass\nclass P:\n    x: int\nclass E(enum.Enum):\n    A = 1\nprint(json.dumps({'a': [1]}), re.findall('a+', 'baab'), P(1), E.A, len(str(random.random())) > 1)\n",
+    ),
+    ("a logger", "import logging\nlogging.basicConfig(level=logging.INFO)\nlogging.info('told')\n"),
+    (
+        "an executor",
+        "import concurrent.futures as c\ne = c.ThreadPoolExecutor(2)\nprint(list(e.map(lambda x: x * 2, range(3))))\ne.submit(lambda: print('late'))\n",
+    ),
+    (
+        "a temporary folder",
+        "import tempfile, os, atexit\nt = tempfile.TemporaryDirectory()\natexit.register(lambda: print(os.path.isdir(t.name)))\n",
+    ),
+    ("a switched standard input", "import io, sys\nsys.stdin = io.StringIO('x'); print(input())\n"),
 ];
