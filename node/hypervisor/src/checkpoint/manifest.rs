@@ -107,6 +107,8 @@ pub(super) enum Content {
     Zero,
     /// `pages`, from this offset on.
     Pages(u64),
+    /// `base`, from this offset on: what the monitor itself had not written since it was restored.
+    Base(u64),
     /// The template's memory, from this offset on, under the guest's private pages.
     Guest(u64),
 }
@@ -200,8 +202,16 @@ impl Manifest {
 
     /// Bytes of the monitor's memory that copies share until they write them.
     pub(crate) fn shared_bytes(&self) -> u64 {
-        let length = |area: &Area| if matches!(area.content, Content::Pages(_)) { area.end - area.start } else { 0 };
+        let length = |area: &Area| match area.content {
+            Content::Pages(_) | Content::Base(_) => area.end - area.start,
+            Content::Zero | Content::Guest(_) => 0,
+        };
         self.areas.iter().map(length).sum()
+    }
+
+    /// Whether it needs [`super::base_file`].
+    pub(super) fn has_base(&self) -> bool {
+        self.areas.iter().any(|area| matches!(area.content, Content::Base(_)))
     }
 }
 

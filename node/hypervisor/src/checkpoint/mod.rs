@@ -3,7 +3,7 @@
 //! ```text
 //! a machine, paused                    folder                     a copy, in a seal of its own
 //!   QEMU: threads, translated  --take--> checkpoint.json   --restore--> QEMU's program, stopped at its first
-//!   code, heap, descriptors              pages    (the monitor's)       instruction, becomes the process that was
+//!   code, heap, descriptors              pages, base  (the monitor's)   instruction, becomes the process that was
 //!   the guest's private pages            guest, runs                    taken: the same addresses, threads and
 //!                                        disk                           numbers of descriptors, other files behind them
 //! ```
@@ -69,6 +69,11 @@ pub fn checkpoint_disk(folder: &Path) -> PathBuf {
 /// The monitor's memory.
 pub(crate) fn pages_file(folder: &Path) -> PathBuf {
     folder.join("pages")
+}
+
+/// What `pages` was to the monitor that was taken, where that was a copy itself: a second name of that file.
+pub(crate) fn base_file(folder: &Path) -> PathBuf {
+    folder.join("base")
 }
 
 /// The guest's private pages, at their offsets; see [`crate::keeper::read_runs`] for where they are.

@@ -21,7 +21,7 @@ use super::manifest::{self, Descriptor, Manifest, Thread};
 use super::steps::{Sources, free_place, plan, room, table, thread_arguments};
 use super::take::word_at;
 use super::tracee::{Registers, Tracee, error_of};
-use super::{CheckpointError, failed, guest_file, pages_file, runs_file};
+use super::{CheckpointError, base_file, failed, guest_file, pages_file, runs_file};
 use crate::VmSpec;
 use crate::keeper::pages;
 use crate::process::pid_of;
@@ -68,6 +68,8 @@ pub(crate) fn prepare(
         manifest,
     };
     restoring.sources.pages = restoring.inherit(open(&pages_file(folder))?)?;
+    let (pages, has_base) = (restoring.sources.pages, restoring.manifest.has_base());
+    restoring.sources.base = if has_base { restoring.inherit(open(&base_file(folder))?)? } else { pages };
     let template_memory = open(&restoring.memory)?;
     restoring.sources.memory = restoring.inherit(template_memory)?;
     for descriptor in restoring.manifest.descriptors.clone() {

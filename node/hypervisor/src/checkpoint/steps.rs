@@ -40,6 +40,8 @@ pub(super) struct Sources {
     pub(super) lowest: i32,
     /// The checkpoint's `pages`.
     pub(super) pages: i32,
+    /// Its `base`; as `pages` where it has none.
+    pub(super) base: i32,
     /// The template's memory.
     pub(super) memory: i32,
     /// What each of the manifest's descriptors is made from; none for one that is there already.
@@ -164,7 +166,9 @@ fn merged(areas: &[Area]) -> Vec<Area> {
         if let Some(last) = merged.last_mut() {
             let goes_on = match (last.content, area.content) {
                 (Content::Zero, Content::Zero) => true,
-                (Content::Pages(from), Content::Pages(to)) => from + (last.end - last.start) == to,
+                (Content::Pages(from), Content::Pages(to)) | (Content::Base(from), Content::Base(to)) => {
+                    from + (last.end - last.start) == to
+                }
                 _ => false,
             };
             if goes_on && last.end == area.start && last.rights == area.rights {
@@ -182,6 +186,7 @@ fn mapped(area: &Area, sources: &Sources) -> [u64; 6] {
     let (flags, descriptor, offset) = match area.content {
         Content::Zero => (always | libc::MAP_ANONYMOUS, -1, 0),
         Content::Pages(offset) => (always, sources.pages, offset),
+        Content::Base(offset) => (always, sources.base, offset),
         Content::Guest(offset) => (always, sources.memory, offset),
     };
     let descriptor = i64::from(descriptor).cast_unsigned();
@@ -284,7 +289,7 @@ mod tests {
 
     fn planned(manifest: &Manifest) -> Result<Plan, CheckpointError> {
         let descriptors = manifest.descriptors.iter().map(|_| Some(600)).collect();
-        let sources = Sources { lowest: 512, pages: 512, memory: 513, descriptors };
+        let sources = Sources { lowest: 512, pages: 512, base: 514, memory: 513, descriptors };
         plan(manifest, &mappings(FRESH), &sources, 0x9000, (0x8000, b"qemu\0"), &[])
     }
 
@@ -298,6 +303,7 @@ mod tests {
             area(0x1000, 0x3000, Content::Pages(0)),
             area(0x3000, 0x4000, Content::Pages(0x2000)),
             area(0x4000, 0x5000, Content::Zero),
+            area(0x5000, 0x6000, Content::Base(0x3000)),
             area(0x10_0000, 0x20_0000, Content::Guest(0x5000)),
         ];
         let plan = planned(&Manifest { areas, ..manifest() }).expect("planned");
@@ -310,6 +316,7 @@ mod tests {
             [
                 (0x1000, 0x3000, 512, 0),
                 (0x4000, 0x1000, -1, 0),
+                (0x5000, 0x1000, 514, 0x3000),
                 (0x10_0000, 0x10_0000, 513, 0x5000),
                 (0x8000, 0x1000, -1, 0),
             ]

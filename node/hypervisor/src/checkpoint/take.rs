@@ -92,6 +92,8 @@ pub(crate) struct Files<'a> {
     pub(crate) pages: &'a File,
     pub(crate) guest: &'a File,
     pub(crate) runs: &'a File,
+    /// Another name of what the monitor's memory was mapped from, if the folder has one: what is there isn't written again.
+    pub(crate) base: Option<&'a File>,
 }
 
 /// Takes the monitor `pid`, which is paused, with `memory` mapped. Answers the bytes that copies share.
@@ -179,8 +181,12 @@ fn take_still(
     let found = mappings(&read("maps")?);
     let guest_length = fs::metadata(memory).map_err(failed("look at the template's memory"))?;
     let is_guest = |mapping: &Mapping| mapping.inode == guest_length.ino() && mapping.name.ends_with("/memory");
-    let present = |start, end| present(pid, start, end).map_err(failed("see which of the monitor's pages are there"));
-    let areas = areas(&found, is_guest, present)?;
+    let base = into.base.map(File::metadata).transpose().map_err(failed("look at the base"))?;
+    let is_base = |mapping: &Mapping| base.as_ref().is_some_and(|base| mapping.inode == base.ino());
+    let present = |start, end, which: fn(u64) -> bool| {
+        present(pid, start, end, which).map_err(failed("see which of the monitor's pages are there"))
+    };
+    let areas = areas(&found, is_guest, is_base, present)?;
     let status = read("status")?;
     let Some(&(main, registers)) = threads.first() else {
         return Err(CheckpointError::Unfit("the monitor has no threads".to_owned()));
@@ -214,11 +220,12 @@ fn of_thread(thread: Tracee, registers: &super::tracee::Registers) -> Result<Thr
     })
 }
 
-/// What lies at the process's addresses. `present` answers which ranges within one are there, ascending.
+/// What lies at the process's addresses. `present` answers which ranges within one hold pages of that kind, ascending.
 fn areas(
     found: &[Mapping],
     is_guest: impl Fn(&Mapping) -> bool,
-    present: impl Fn(u64, u64) -> Result<Vec<(u64, u64)>, CheckpointError>,
+    is_base: impl Fn(&Mapping) -> bool,
+    present: impl Fn(u64, u64, fn(u64) -> bool) -> Result<Vec<(u64, u64)>, CheckpointError>,
 ) -> Result<Vec<Area>, CheckpointError> {
     let (mut areas, mut offset, mut before) = (Vec::new(), 0, 0);
     for mapping in found.iter().filter(|mapping| mapping.kernel_name().is_none() && !mapping.is_vsyscall()) {
@@ -235,24 +242,27 @@ fn areas(
             areas.push(Area { start, end, rights, content: Content::Guest(mapping.offset) });
         } else if rights == 0 {
             areas.push(Area { start, end, rights, content: Content::Zero });
-        } else if mapping.inode != 0 {
+        } else if mapping.inode != 0 && !is_base(mapping) {
             areas.push(pages(start, end));
         } else {
+            let based = mapping.inode != 0;
             if mapping.name == "[stack]" {
                 // A copy's doesn't grow by itself.
                 start = start.min(end.saturating_sub(STACK_BYTES)).max(before);
             }
+            let rest = |start, end| {
+                let content =
+                    if based { Content::Base(mapping.offset + (start - mapping.start)) } else { Content::Zero };
+                (start < end).then_some(Area { start, end, rights, content })
+            };
             let mut at = start;
-            for (from, to) in joined(&present(mapping.start, end)?) {
-                if at < from {
-                    areas.push(Area { start: at, end: from, rights, content: Content::Zero });
-                }
+            let kind = if based { pages::is_private } else { pages::is_there };
+            for (from, to) in joined(&present(mapping.start, end, kind)?) {
+                areas.extend(rest(at, from));
                 areas.push(pages(from, to));
                 at = to;
             }
-            if at < end {
-                areas.push(Area { start: at, end, rights, content: Content::Zero });
-            }
+            areas.extend(rest(at, end));
         }
         before = end;
         if areas.len() > AREAS_MAX || offset > BYTES_MAX {
@@ -274,15 +284,15 @@ fn joined(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
     joined
 }
 
-/// The ranges of pages that are in memory or swapped out.
-fn present(pid: u32, start: u64, end: u64) -> io::Result<Vec<(u64, u64)>> {
+/// The ranges of pages whose entries in pagemap are of a kind.
+fn present(pid: u32, start: u64, end: u64, which: fn(u64) -> bool) -> io::Result<Vec<(u64, u64)>> {
     let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
     let count = usize::try_from((end - start) / PAGE).map_err(io::Error::other)?;
     let mut bytes = vec![0; count * 8];
     pagemap.read_exact_at(&mut bytes, start / PAGE * 8)?;
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     for (number, entry) in (0u64..).zip(bytes.as_chunks::<8>().0) {
-        if !pages::is_there(u64::from_ne_bytes(*entry)) {
+        if !which(u64::from_ne_bytes(*entry)) {
             continue;
         }
         let at = start + number * PAGE;
@@ -468,8 +478,11 @@ mod tests {
     }
 
     fn contents(text: &str, there: &[(u64, u64)]) -> Result<Vec<(u64, u64, Content)>, CheckpointError> {
-        let within = |start, end| Ok(there.iter().copied().filter(|&(from, to)| start <= from && to <= end).collect());
-        let areas = areas(&mappings(text), |mapping| mapping.name.ends_with("/memory"), within)?;
+        let within = |start, end, _: fn(u64) -> bool| {
+            Ok(there.iter().copied().filter(|&(from, to)| start <= from && to <= end).collect())
+        };
+        let named = |name: &'static str| move |mapping: &Mapping| mapping.name.ends_with(name);
+        let areas = areas(&mappings(text), named("/memory"), named("/base"), within)?;
         Ok(areas.iter().map(|area| (area.start, area.end, area.content)).collect())
     }
 
@@ -492,6 +505,20 @@ mod tests {
                 (0x80_1000, 0x90_0000, Content::Zero),
                 (0xa0_0000, 0xb0_0000, Content::Zero),
                 (0x100_0000, 0x200_0000, Content::Guest(0)),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_copy_has_not_written_stays_where_it_is() {
+        let text = "100000-900000 rw-p 00003000 00:00 8     /c/base\n";
+        let found = contents(text, &[(0x20_0000, 0x20_1000)]).expect("areas");
+        assert_eq!(
+            found,
+            [
+                (0x10_0000, 0x20_0000, Content::Base(0x3000)),
+                (0x20_0000, 0x20_1000, Content::Pages(0)),
+                (0x20_1000, 0x90_0000, Content::Base(0x10_4000)),
             ]
         );
     }

@@ -44,6 +44,11 @@ pub(crate) fn is_there(entry: u64) -> bool {
     entry & (BIT_PRESENT | BIT_SWAPPED) != 0
 }
 
+/// Whether it is the process's own, of no file.
+pub(crate) fn is_private(entry: u64) -> bool {
+    is_there(entry) && entry & BIT_FILE == 0
+}
+
 /// A run of pages: offset into the memory file and length, bytes.
 pub(crate) type Run = (u64, u64);
 
@@ -272,7 +277,7 @@ fn joined(runs: Vec<Run>) -> Vec<Run> {
 fn extend_runs(runs: &mut Vec<Run>, offset: u64, entries: impl Iterator<Item = u64>) {
     let mut at = offset;
     for entry in entries {
-        if entry & (BIT_PRESENT | BIT_SWAPPED) != 0 && entry & BIT_FILE == 0 {
+        if is_private(entry) {
             match runs.last_mut() {
                 Some((start, length)) if *start + *length == at => *length += PAGE,
                 _ => runs.push((at, PAGE)),

@@ -17,7 +17,7 @@ use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{guest_file, manifest_file, pages_file, runs_file};
+use crate::checkpoint::{base_file, guest_file, manifest_file, pages_file, runs_file};
 use crate::process::ProcessRef;
 use crate::sys::seal::received;
 
@@ -27,7 +27,7 @@ pub(crate) const PROTOCOL: u32 = 1;
 pub(crate) const LINE_BYTES_MAX: u64 = 32 << 10;
 
 /// Descriptors of one question.
-const DESCRIPTORS_MAX: usize = 4;
+const DESCRIPTORS_MAX: usize = 5;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +67,8 @@ pub(crate) enum Request {
         /// As above.
         runs: PathBuf,
     },
-    /// Copy the paused monitor into a checkpoint's folder: `checkpoint.json`, `pages`, `guest`, `runs`.
+    /// Copy the paused monitor into a checkpoint's folder: `checkpoint.json`, `pages`, `guest`, `runs`; and `base`, to be
+    /// read, if it is there.
     TakeCheckpoint {
         /// The template's memory file, mapped privately by the monitor.
         memory: PathBuf,
@@ -159,7 +160,10 @@ pub(crate) fn files_of(request: &Request) -> io::Result<Vec<File>> {
     };
     match request {
         Request::SavePages { pages, runs, .. } => Ok(vec![made(pages)?, made(runs)?]),
-        Request::TakeCheckpoint { folder, .. } => checkpoint_files(folder).iter().map(made).collect(),
+        Request::TakeCheckpoint { folder, .. } => {
+            let base = File::open(base_file(folder));
+            checkpoint_files(folder).iter().map(made).chain(base.ok().map(Ok)).collect()
+        }
         Request::LayPages { pages, runs, .. } => Ok(vec![File::open(pages)?, File::open(runs)?]),
         Request::Hello | Request::Confirm | Request::Wait | Request::Deadline { .. } | Request::End { .. } => {
             Ok(Vec::new())

@@ -328,13 +328,14 @@ fn perform(machine: &Machine, request: &Request, given: Vec<File>) -> Reply {
 }
 
 fn take_checkpoint(machine: &Machine, memory: &Path, files: &[File]) -> io::Result<u64> {
-    let [manifest, pages, guest, runs] = files else {
+    let [manifest, pages, guest, runs, base @ ..] = files else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a checkpoint comes as four descriptors"));
     };
     let Some(known) = &machine.known else {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "this monitor isn't one that can be copied"));
     };
-    take(machine.vmm.pid, known, memory, &Files { manifest, pages, guest, runs }).map_err(io::Error::other)
+    take(machine.vmm.pid, known, memory, &Files { manifest, pages, guest, runs, base: base.first() })
+        .map_err(io::Error::other)
 }
 
 fn with_two(files: io::Result<Vec<File>>, work: impl FnOnce(&File, &File) -> io::Result<u64>) -> io::Result<u64> {

@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use super::command;
 use super::driver::set_capabilities;
 use super::qmp::{Qmp, create_for_qemu};
-use crate::checkpoint::{checkpoint_disk, manifest_file};
+use crate::checkpoint::{base_file, checkpoint_disk, manifest_file, pages_file};
 use crate::disk::copy_sparse;
 use crate::keeper::{Here, Keeper, Reply, Request, read_runs, unexpected};
 use crate::launch::{Kept, PAGES_LIMIT};
@@ -221,6 +221,11 @@ impl Vm for QemuMachine {
             move |source| VmError::File { action, path, source }
         };
         std::fs::create_dir_all(into).map_err(failed("make", into))?;
+        if let Some(own) = &self.kept.spec.checkpoint {
+            // What the machine was copied from may be gone, or lie on another disk: then all is written.
+            let _ = std::fs::hard_link(base_file(own), base_file(into))
+                .or_else(|_| std::fs::hard_link(pages_file(own), base_file(into)));
+        }
         let _turn = self.turn().await;
         let ran = self.runs().await?;
         self.flush_disk().await?;

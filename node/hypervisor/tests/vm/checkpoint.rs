@@ -142,6 +142,9 @@ async fn vm_a_copy_does_all_that_a_machine_does_and_is_as_sealed() {
     // A copy of a copy, taken while it runs; then the first files are gone.
     let again = place.path("again");
     copy.checkpoint(&again).await.expect("taken");
+    let length = |folder: &Path, name: &str| fs::metadata(folder.join(name)).expect("a file").len();
+    assert_eq!(length(&again, "base"), length(&checkpoint, "pages"), "what is there is not written again");
+    assert!(length(&again, "pages") < length(&checkpoint, "pages") / 2);
     assert_eq!(guest.sh("echo on").await, "on");
     fs::remove_dir_all(&checkpoint).expect("removed");
     let second = driver.create(copy_spec(&place, &again)).await.expect("copied");
@@ -183,9 +186,11 @@ async fn a_bad_checkpoint_is_refused_and_leaves_nothing(driver: &dyn Hypervisor,
     fs::write(&manifest, &text).expect("written");
 
     // The process's memory is another than the manifest says: its own code isn't where its threads wait.
-    let pages = fs::OpenOptions::new().write(true).open(checkpoint.join("pages")).expect("pages");
-    let length = pages.metadata().expect("a length").len();
-    pages.set_len(0).and_then(|()| pages.set_len(length)).expect("emptied");
+    for name in ["pages", "base"] {
+        let file = fs::OpenOptions::new().write(true).open(checkpoint.join(name)).expect("memory");
+        let length = file.metadata().expect("a length").len();
+        file.set_len(0).and_then(|()| file.set_len(length)).expect("emptied");
+    }
     let spec = copy_spec(place, checkpoint);
     let folder = spec.folder.clone();
     let error = driver.create(spec).await.err().expect("refused").to_string();
