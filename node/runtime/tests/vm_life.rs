@@ -8,16 +8,11 @@ mod place;
 use std::time::{Duration, Instant};
 
 use fabric_types::{Phase, SandboxSpec, Shape, Source};
-use node_runtime::{PoolLimits, RunRequest, Runtime, Verb};
-use place::{ONE, Place, exec, id, ms, request};
+use node_runtime::{PoolLimits, Runtime, Verb};
+use place::{ONE, Place, child, exec, id, ms, request};
 
 /// Memory that a parent has changed before it is forked.
 const DIRTY_MIB: u32 = 100;
-
-fn child(number: u8, parent: u8) -> RunRequest {
-    let source = Source::Fork { parent: id(parent), generation: ONE };
-    RunRequest { spec: SandboxSpec { source, ..request(number).spec }, generation: ONE }
-}
 
 async fn end(place: &Place, runtime: Runtime) {
     runtime.destroy_all(Duration::from_secs(60)).await;

@@ -22,10 +22,9 @@ use crate::context::Context;
 use crate::template::Template;
 use crate::{PoolLimits, PoolStatus, RuntimeError, identity};
 
-/// Clones, templates and spares that are made at once: each keeps one processor busy, and the smallest host has two.
+/// Clones, templates and spares that are made at once, beside a checkpoint: each keeps one processor busy, and the smallest
+/// host has two.
 const JOBS_MAX: usize = 2;
-/// Copies that are made at once: each waits for the kernel more than it computes.
-const COPIES_MAX: usize = 4;
 /// Clones that are made while a checkpoint is, for who comes meanwhile: more of them would be replaced by copies at once.
 const CLONES_MEANWHILE: u32 = 2;
 /// Spares where creates need none.
@@ -165,7 +164,6 @@ impl Keeper {
             // create that asked for it first.
             let waits = shelf.template.is_none() && (shelf.making > 0 || shelf.shape != Shape::DEFAULT);
             let enough = shelf.copies == Copies::Making && shelf.warm() + shelf.making >= CLONES_MEANWHILE;
-            let free = free || (shelf.makes_copies() && working < COPIES_MAX);
             let may = step == Step::Retire || (free && !waits && !enough);
             may.then_some((at, Some(Due::Shelf(shelf.shape, step))))
         });

@@ -332,7 +332,8 @@ async fn a_rush_has_the_pool_hold_more_than_its_least() {
     let limits = PoolLimits { min: 1, max: 6, memory_mib: 4096, spares: 0 };
     let runtime = place.start(place.config(limits), place.double.clone()).await;
     full(&runtime, 1).await;
-    for number in 1..=20 {
+    // So many that more than the least is wanted for as long as the longest window sees them.
+    for number in 1..=35 {
         runtime.run(request(number)).await.expect("run");
     }
     let mut pools = runtime.pools();
