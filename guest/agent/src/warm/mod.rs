@@ -4,7 +4,7 @@
 //! park      what is told to a parked interpreter: where, with which arguments, in which environment
 //! pages     what a forked one will write to is its own before it is used
 //! python    a fork server; its children wait just before they open their program
-//! node      processes that wait just before they read their program
+//! node      processes that wait for their program on standard input
 //! zygote.py, node.js   the interpreters' side
 //!
 //! empty -> (started, exercised) -> parked -> taken -> (a program's process like any other)

@@ -1,8 +1,9 @@
 'use strict';
-// What `node -` requires before it reads its program from standard input: it stays here until there is one, and goes on
-// as node itself does.
+// What `node -` requires before it reads its program from standard input. Node goes on as it does and waits for the
+// program; at its end, just before it is run, the process becomes what the agent tells.
 //
-//   agent <- fd 4   one byte: it is parked, reading fd 3
+//   agent <- fd 4   one byte: it is parked, reading its standard input
+//   agent -> fd 5   a text and its end, to exercise with
 //   agent -> fd 3   8 digits, the length of what follows; fields, each ended by a zero byte:
 //                   merge, cwd, main (unused), count of arguments, the arguments, then NAME=value
 //   agent <- ends   one byte, the exit code: all that can be seen of the program has been done. A descriptor of the
@@ -19,6 +20,7 @@ if (!require('worker_threads').isMainThread) {
   forget();
 } else {
   const fs = require('fs');
+  const path = require('path');
   const v8 = require('v8');
   const vm = require('vm');
 
@@ -43,6 +45,24 @@ if (!require('worker_threads').isMainThread) {
     const nowhere = new Writable({ write(chunk, encoding, done) { done(); } });
     new console.Console(nowhere).log('%s', 'exercise', { a: [1] });
     vm.runInThisContext('(function () { return 1; })()', { filename: '[stdin]', displayErrors: true });
+    // As node runs what it has read.
+    const Module = require('module');
+    const exercised = new Module('exercise');
+    exercised.filename = path.join(process.cwd(), 'exercise');
+    exercised.paths = Module._nodeModulePaths(process.cwd());
+    exercised._compile('return (main) => main();', 'exercise-wrapper');
+    void require('url').pathToFileURL(exercised.filename).href;
+    process.stdout.write('');
+  };
+
+  // A program is read as the own one will be. Calls when that has ended.
+  const exerciseReading = (then) => {
+    const { Socket } = require('net');
+    const program = new Socket({ fd: 5, readable: true, writable: false, manualStart: true });
+    program.setEncoding('utf8');
+    program.on('data', () => {});
+    program.on('end', () => {});
+    program.on('close', then);
   };
 
   // The first number that Math.random gives has V8 seed the context: from entropy that was drawn when the process began,
@@ -52,9 +72,12 @@ if (!require('worker_threads').isMainThread) {
     const entropy = readExactly(fd, 6);
     fs.closeSync(fd);
     v8.setFlagsFromString(`--random-seed=${entropy.readInt32LE(0) || 1}`);
-    for (let skipped = entropy.readUInt16LE(4) % 1024; skipped >= 0; skipped--) Math.random();
+    for (let skipped = entropy.readUInt16LE(4) % 64; skipped >= 0; skipped--) Math.random();
     v8.setFlagsFromString('--random-seed=0');
   };
+
+  // Each look at a variable is a call into the system's library.
+  const environment = Object.entries(process.env).map(([name, value]) => `${name}=${value}`).join('\0');
 
   const become = (fields) => {
     const [merge, cwd, , count] = fields;
@@ -65,10 +88,13 @@ if (!require('worker_threads').isMainThread) {
       fs.openSync('/proc/self/fd/1', 'w');
     }
     process.chdir(cwd);
-    for (const name of Object.keys(process.env)) delete process.env[name];
-    for (const pair of rest.slice(Number(count))) {
-      const at = pair.indexOf('=');
-      process.env[pair.slice(0, at)] = pair.slice(at + 1);
+    const pairs = rest.slice(Number(count));
+    if (pairs.join('\0') !== environment) {
+      for (const name of Object.keys(process.env)) delete process.env[name];
+      for (const pair of pairs) {
+        const at = pair.indexOf('=');
+        process.env[pair.slice(0, at)] = pair.slice(at + 1);
+      }
     }
     process.argv.push(...rest.slice(0, Number(count)));
   };
@@ -109,6 +135,8 @@ if (!require('worker_threads').isMainThread) {
       kill.call(process, pid, 'SIGKILL');
     };
 
+    isAlone();
+    endsQuietly();
     const prototype = Object.getPrototypeOf(process);
     Object.defineProperty(prototype, 'emit', {
       configurable: true,
@@ -128,11 +156,17 @@ if (!require('worker_threads').isMainThread) {
 
   exercise();
   leaveEarly();
-  fs.writeSync(4, 'p');
-  fs.closeSync(4);
-  const size = Number(readExactly(3, 8).toString('latin1'));
-  become(readExactly(3, size).toString('utf8').split('\0'));
-  fs.closeSync(3);
-  reseed();
+  // Heard before node's own listener, which runs the program.
+  process.stdin.once('end', () => {
+    const size = Number(readExactly(3, 8).toString('latin1'));
+    become(readExactly(3, size).toString('utf8').split('\0'));
+    fs.closeSync(3);
+    reseed();
+  });
+  // When all that precedes the wait for a program is done.
+  exerciseReading(() => setImmediate(() => {
+    fs.writeSync(4, 'p');
+    fs.closeSync(4);
+  }));
   forget();
 }

@@ -1,7 +1,7 @@
-//! Node: processes started ahead, each waiting just before it reads its program.
+//! Node: processes started ahead, each waiting for its program on its standard input.
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -38,6 +38,9 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
     let (stdin_reader, stdin) = io::pipe()?;
     let (stdout, stdout_writer) = io::pipe()?;
     let (stderr, stderr_writer) = io::pipe()?;
+    let (exercise, mut exercise_writer) = io::pipe()?;
+    exercise_writer.write_all(b"exercise")?;
+    drop(exercise_writer);
     let ends = Ends::new()?;
     let script = place.scripts.join(SCRIPT_FILE);
     let pid = sys::launch(&Launch {
@@ -57,6 +60,7 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
             stderr_writer.as_fd(),
             control_reader.as_fd(),
             ready_writer.as_fd(),
+            exercise.as_fd(),
         ],
         cgroup: bounds.group(),
         open_files: bounds.open_files(),
