@@ -12,6 +12,7 @@
 //! seal                what shuts keeper and monitor off from the host, and limits them
 //! host                what the processor and kernel offer
 //! template, disk      the files that machines start from
+//! memory              guest memory as files: put together, compared
 //! atomic_files        small files that are whole or absent, for this crate and those above
 //! durable             the same with this crate's limit and errors
 //! sweep               what an earlier process left half-made
@@ -26,6 +27,7 @@ mod host;
 mod keeper;
 mod kernel_args;
 mod launch;
+mod memory;
 mod probe;
 mod process;
 mod qemu;

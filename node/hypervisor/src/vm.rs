@@ -238,7 +238,8 @@ pub trait Vm: Send + Sync + 'static {
     /// Stops, writes the whole monitor and the disk under `into`, and goes on if it ran before. Only for machines made by
     /// `Clone` or `Restore`. Its monitor's connections are not part of it: a copy's channel is closed. An
     /// error of kind `Unsupported` where the driver or the host can't; then [`Vm::snapshot`] is the way.
-    async fn checkpoint(&self, into: &Path) -> Result<CheckpointTaken, VmError> {
+    async fn checkpoint(&self, into: &Path, copies: Copies) -> Result<CheckpointTaken, VmError> {
+        let _ = copies;
         let why = format!("this driver's monitors can't be copied (into {})", into.display());
         Err(VmError::Unsupported { verb: "checkpoint", why })
     }
@@ -272,6 +273,16 @@ pub struct SnapshotTaken {
     pub files: SnapshotFiles,
     /// Microseconds that the processors stood still.
     pub stop_us: u64,
+}
+
+/// How many machines a checkpoint is meant for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    /// Some, soon: each is given the guest's private pages, as a snapshot's restore is.
+    Few,
+    /// Many: they share the guest's private pages as well. It costs a second, after the machine goes on, and a file as large as
+    /// the template's memory.
+    Many,
 }
 
 /// A finished `Vm::checkpoint`.

@@ -16,8 +16,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use node_hypervisor::{
-    CheckpointTaken, Counters, Hypervisor, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmFolder, VmSpec,
-    VmState, checkpoint_disk, copy_sparse, template_disk, template_memory,
+    CheckpointTaken, Copies, Counters, Hypervisor, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmFolder,
+    VmSpec, VmState, checkpoint_disk, copy_sparse, template_disk, template_memory,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -318,7 +318,7 @@ impl Vm for Handle {
         Ok(SnapshotTaken { files, stop_us: 1 })
     }
 
-    async fn checkpoint(&self, into: &Path) -> Result<CheckpointTaken, VmError> {
+    async fn checkpoint(&self, into: &Path, _: Copies) -> Result<CheckpointTaken, VmError> {
         cut::point().await;
         let unsupported = |why: &str| VmError::Unsupported { verb: "checkpoint", why: why.to_owned() };
         if !self.0.faults.copies.load(Ordering::Relaxed) {

@@ -103,6 +103,13 @@ pub(crate) async fn thoroughly(label: &str, vm: &dyn Vm, port: Option<&Port>) ->
     Ok(())
 }
 
+/// One program, a passing identity and one command, for a copy that has met everything before it was one.
+pub(crate) async fn once(label: &str, link: &Link, port: Option<&Port>) -> Result<(), RuntimeError> {
+    run(label, link, PYTHON).await?;
+    identify(label, link, port).await?;
+    exec(label, link, "echo hi").await
+}
+
 async fn round(label: &str, link: &Link, port: Option<&Port>) -> Result<(), RuntimeError> {
     health(label, link).await?;
     for program in [PYTHON, PYTHON, JAVASCRIPT] {

@@ -5,7 +5,7 @@
 //!   QEMU: threads, translated  --take--> checkpoint.json   --restore--> QEMU's program, stopped at its first
 //!   code, heap, descriptors              pages, base  (the monitor's)   instruction, becomes the process that was
 //!   the guest's private pages            guest, runs                    taken: the same addresses, threads and
-//!                                        disk                           numbers of descriptors, other files behind them
+//!                                        memory, differs, disk          numbers of descriptors, other files behind them
 //! ```
 //!
 //! Under TCG nearly all that a new clone costs is translating the guest's code again, and nearly all that it weighs is the
@@ -39,7 +39,12 @@ use thiserror::Error;
 
 pub(crate) use manifest::{Manifest, Plug};
 pub(crate) use restore::{Restoring, prepare};
-pub(crate) use take::{Files, Known, take};
+pub(crate) use take::{Files, Known, Memory, take};
+
+use crate::VmError;
+use crate::keeper::{read_runs, write_runs};
+use crate::memory::assemble;
+use crate::template::memory_file;
 
 /// Why a monitor couldn't be taken or restored.
 #[derive(Debug, Error)]
@@ -76,6 +81,16 @@ pub(crate) fn base_file(folder: &Path) -> PathBuf {
     folder.join("base")
 }
 
+/// The guest's memory, whole, where the checkpoint has one of its own: [`complete`]. Else copies map the template's.
+pub(crate) fn own_memory_file(folder: &Path) -> PathBuf {
+    folder.join("memory")
+}
+
+/// The ranges in which that differs from the template's.
+pub(crate) fn differs_file(folder: &Path) -> PathBuf {
+    folder.join("differs")
+}
+
 /// The guest's private pages, at their offsets; see [`crate::keeper::read_runs`] for where they are.
 pub(crate) fn guest_file(folder: &Path) -> PathBuf {
     folder.join("guest")
@@ -89,6 +104,22 @@ pub(crate) fn runs_file(folder: &Path) -> PathBuf {
 /// All else; written last.
 pub(crate) fn manifest_file(folder: &Path) -> PathBuf {
     folder.join("checkpoint.json")
+}
+
+/// Gives a checkpoint a memory of its own: the template's with the guest's private pages laid over it. Copies map it and share
+/// those pages too; else each is given them. Worth it for a checkpoint with many copies: it takes a second and a file as large
+/// as the template's memory. Blocks. Call it before anyone copies from it.
+pub(crate) fn complete(folder: &Path, template: &Path) -> Result<(), VmError> {
+    if own_memory_file(folder).exists() {
+        return Ok(());
+    }
+    let failed = |action, path: PathBuf| move |source| VmError::File { action, path, source };
+    let (guest, runs) = (guest_file(folder), runs_file(folder));
+    let private = read_runs(&runs).map_err(failed("read", runs.clone()))?;
+    assemble(&memory_file(template), &guest, &private, &own_memory_file(folder))?;
+    write_runs(&differs_file(folder), &private).map_err(failed("write", differs_file(folder)))?;
+    write_runs(&runs, &[]).map_err(failed("write", runs.clone()))?;
+    std::fs::File::create(&guest).map(drop).map_err(failed("empty", guest))
 }
 
 /// Whether the checkpoint in `folder` is complete and this host can still take it up: it was taken since the host's last

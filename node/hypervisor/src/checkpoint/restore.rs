@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags};
@@ -19,11 +19,11 @@ use nix::sys::wait::WaitStatus;
 use super::look::{Mapping, mappings};
 use super::manifest::{self, Descriptor, Manifest, Thread};
 use super::steps::{Sources, free_place, plan, room, table, thread_arguments};
-use super::take::word_at;
+use super::take::{Memory, word_at};
 use super::tracee::{Registers, Tracee, error_of};
-use super::{CheckpointError, base_file, failed, guest_file, pages_file, runs_file};
+use super::{CheckpointError, base_file, differs_file, failed, guest_file, own_memory_file, pages_file, runs_file};
 use crate::VmSpec;
-use crate::keeper::pages;
+use crate::keeper::{pages, read_runs};
 use crate::process::pid_of;
 use crate::seal::later_filter;
 use crate::sys::seal::received;
@@ -38,7 +38,7 @@ const SYSCALL: u64 = 0x050f;
 /// A monitor about to be restored, as its keeper holds it.
 pub(crate) struct Restoring {
     manifest: Manifest,
-    memory: PathBuf,
+    memory: Memory,
     guest: File,
     runs: File,
     sources: Sources,
@@ -57,8 +57,19 @@ pub(crate) fn prepare(
     let MemorySource::Clone { template } = &spec.memory else {
         return Err(CheckpointError::Unfit("only a clone is a copy".to_owned()));
     };
-    let memory = template::memory_file(template);
     let open = |path: &Path| File::open(path).map_err(failed("open the checkpoint"));
+    let (file, memory) = match File::open(own_memory_file(folder)) {
+        Ok(file) => {
+            let differs = read_runs(&differs_file(folder)).map_err(failed("open the checkpoint"))?;
+            let memory = Memory::of_checkpoint(&file, differs).map_err(failed("open the checkpoint"))?;
+            (file, memory)
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("open the checkpoint")(error)),
+        Err(_) => {
+            let path = template::memory_file(template);
+            (open(&path)?, Memory::of_template(&path).map_err(failed("open the template's memory"))?)
+        }
+    };
     let mut restoring = Restoring {
         guest: open(&guest_file(folder))?,
         runs: open(&runs_file(folder))?,
@@ -70,8 +81,7 @@ pub(crate) fn prepare(
     restoring.sources.pages = restoring.inherit(open(&pages_file(folder))?)?;
     let (pages, has_base) = (restoring.sources.pages, restoring.manifest.has_base());
     restoring.sources.base = if has_base { restoring.inherit(open(&base_file(folder))?)? } else { pages };
-    let template_memory = open(&restoring.memory)?;
-    restoring.sources.memory = restoring.inherit(template_memory)?;
+    restoring.sources.memory = restoring.inherit(file)?;
     for descriptor in restoring.manifest.descriptors.clone() {
         let source = restoring.source(&descriptor, spec, listeners, plug)?;
         restoring.sources.descriptors.push(source);
@@ -89,6 +99,11 @@ impl Restoring {
         });
         let plug = descriptors.clone().find(|descriptor| descriptor.file == manifest::File::Plug);
         (listeners.collect(), plug.map(|descriptor| descriptor.number))
+    }
+
+    /// What the monitor will map its guest's memory from.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// Keeps an inheritable copy above all numbers of the monitor's.
@@ -159,7 +174,7 @@ impl Restoring {
         main.wait_trap()?;
         let filter = if sealed { later_filter() } else { Vec::new() };
         become_it(pid, main, &manifest, &sources, arguments, &filter)?;
-        pages::lay(pid, &memory, &guest, &runs).map_err(failed("lay the guest's pages"))?;
+        pages::lay(pid, &memory.backing, &guest, &runs).map_err(failed("lay the guest's pages"))?;
         let mut threads = vec![main];
         threads.extend(add_threads(main, &manifest)?);
         for (thread, saved) in threads.iter().zip(&manifest.threads) {

@@ -28,6 +28,8 @@ const SIGNAL_SET_BYTES: u64 = 8;
 pub(super) struct Step {
     pub(super) call: c_long,
     pub(super) arguments: [u64; 6],
+    /// Whether the process is what it should be without it, too.
+    pub(super) may_fail: bool,
 }
 
 /// Bytes of a step as the machine code reads it: number, arguments, result.
@@ -58,7 +60,7 @@ pub(super) struct Plan {
 
 /// Bytes that steps and data take at most, for the choice of their place.
 pub(super) fn room(manifest: &Manifest, arguments: &[u8]) -> u64 {
-    let steps = manifest.areas.len() + 2 * manifest.descriptors.len() + manifest.actions.len() + 256;
+    let steps = 2 * manifest.areas.len() + 2 * manifest.descriptors.len() + manifest.actions.len() + 256;
     (steps as u64 * STEP_BYTES + arguments.len() as u64 + 64 * 1024).next_multiple_of(PAGE)
 }
 
@@ -91,6 +93,7 @@ pub(super) fn plan(
     }
     for area in merged(&manifest.areas) {
         plan.add(libc::SYS_mmap, mapped(&area, sources));
+        plan.populate(&area);
     }
     let shown = Area {
         start: argument_place,
@@ -126,7 +129,19 @@ pub(super) fn plan(
 
 impl Plan {
     fn add(&mut self, call: c_long, arguments: [u64; 6]) {
-        self.steps.push(Step { call, arguments });
+        self.steps.push(Step { call, arguments, may_fail: false });
+    }
+
+    /// Has what the process writes and runs mapped at once: else it meets each of these pages by a fault of its own, first
+    /// when its owner waits. Linux before 5.14 doesn't know how.
+    fn populate(&mut self, area: &Area) {
+        let hot = libc::PROT_READ | libc::PROT_WRITE;
+        let from_file = matches!(area.content, Content::Pages(_) | Content::Base(_));
+        if from_file && area.rights & hot.cast_unsigned() == hot.cast_unsigned() {
+            let advice = u64::from(libc::MADV_POPULATE_READ.cast_unsigned());
+            let arguments = [area.start, area.end - area.start, advice, 0, 0, 0];
+            self.steps.push(Step { call: libc::SYS_madvise, arguments, may_fail: true });
+        }
     }
 
     /// Adds data, aligned; answers where it will lie.
@@ -265,7 +280,7 @@ pub(super) fn table(steps: &[Step]) -> Vec<u8> {
     for step in steps {
         bytes.extend(step.call.to_ne_bytes());
         bytes.extend(step.arguments.map(u64::to_ne_bytes).concat());
-        bytes.extend([0; 8]);
+        bytes.extend(u64::from(step.may_fail).to_ne_bytes());
     }
     bytes
 }
@@ -323,6 +338,8 @@ mod tests {
         );
         let first = plan.steps.iter().position(|step| step.call == libc::SYS_mmap).expect("a mapping");
         assert!(plan.steps[first..].iter().all(|step| step.call != libc::SYS_munmap));
+        let populated = calls(&plan, libc::SYS_madvise);
+        assert_eq!(populated.iter().map(|call| call[0]).collect::<Vec<_>>(), [0x1000, 0x5000]);
         for call in mapped {
             assert_ne!(call[3] & u64::from(libc::MAP_FIXED.cast_unsigned()), 0, "{call:x?} goes anywhere");
         }

@@ -16,7 +16,7 @@ use super::manifest::{
 };
 use super::tracee::{Tracee, waiting_again, waits_in};
 use super::{CheckpointError, failed};
-use crate::keeper::pages::{self, PAGE, on_threads};
+use crate::keeper::pages::{self, Backing, PAGE, Run, on_threads};
 use crate::process::pid_of;
 use crate::sys::trace::{extended_state, signal_mask, words_of};
 
@@ -54,19 +54,46 @@ pub(crate) struct Known {
     plug_kind: Plug,
     root: FileId,
     disk: FileId,
-    memory: Option<FileId>,
+    memory: Option<Memory>,
     /// Listeners by name.
     listeners: Vec<(String, i32)>,
     plug: Option<i32>,
 }
 
+/// What a monitor maps its guest's memory from.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory {
+    pub(super) id: FileId,
+    pub(super) backing: Backing,
+    /// Where that differs from the template's, for a checkpoint's own.
+    pub(super) differs: Vec<Run>,
+}
+
+impl Memory {
+    /// A template's, mapped by its name.
+    pub(crate) fn of_template(path: &Path) -> io::Result<Self> {
+        Ok(Self { id: id_of(path)?, backing: Backing::at(path)?, differs: Vec::new() })
+    }
+
+    /// A checkpoint's own.
+    pub(super) fn of_checkpoint(file: &File, differs: Vec<Run>) -> io::Result<Self> {
+        let about = file.metadata()?;
+        Ok(Self { id: (about.dev(), about.ino()), backing: Backing::of(file)?, differs })
+    }
+}
+
 impl Known {
+    /// What the guest's memory is mapped from, and where that differs from the template's.
+    pub(crate) fn backing(&self) -> Option<(&Backing, &[Run])> {
+        self.memory.as_ref().map(|memory| (&memory.backing, memory.differs.as_slice()))
+    }
+
     /// Looks at the files while the keeper still sees them.
     pub(crate) fn look(
         program: &Path,
         plug_kind: Plug,
         [root, disk]: [&Path; 2],
-        memory: Option<&Path>,
+        memory: Option<Memory>,
         listeners: Vec<(String, i32)>,
         plug: Option<i32>,
     ) -> io::Result<Self> {
@@ -75,7 +102,7 @@ impl Known {
             plug_kind,
             root: id_of(root)?,
             disk: id_of(disk)?,
-            memory: memory.map(id_of).transpose()?,
+            memory,
             listeners,
             plug,
         })
@@ -94,12 +121,14 @@ pub(crate) struct Files<'a> {
     pub(crate) runs: &'a File,
     /// Another name of what the monitor's memory was mapped from, if the folder has one: what is there isn't written again.
     pub(crate) base: Option<&'a File>,
+    /// The same of what the guest's memory is mapped from, where that is a checkpoint's own.
+    pub(crate) memory: Option<&'a File>,
 }
 
-/// Takes the monitor `pid`, which is paused, with `memory` mapped. Answers the bytes that copies share.
-pub(crate) fn take(pid: u32, known: &Known, memory: &Path, into: &Files<'_>) -> Result<u64, CheckpointError> {
+/// Takes the monitor `pid`, which is paused. Answers the bytes that copies share.
+pub(crate) fn take(pid: u32, known: &Known, into: &Files<'_>) -> Result<u64, CheckpointError> {
     let threads = stand_still(pid)?;
-    let taken = take_still(pid, known, memory, into, &threads);
+    let taken = take_still(pid, known, into, &threads);
     for (thread, registers) in &threads {
         // It makes the call again that it was stopped in, as the kernel would have it do; it may have made others since.
         let _ = thread.set_registers(*registers);
@@ -172,15 +201,16 @@ fn thread_ids(pid: u32) -> io::Result<Vec<Pid>> {
 fn take_still(
     pid: u32,
     known: &Known,
-    memory: &Path,
     into: &Files<'_>,
     threads: &[(Tracee, super::tracee::Registers)],
 ) -> Result<u64, CheckpointError> {
     let proc = PathBuf::from(format!("/proc/{pid}"));
     let read = |name: &str| fs::read_to_string(proc.join(name)).map_err(failed("look at the monitor"));
     let found = mappings(&read("maps")?);
-    let guest_length = fs::metadata(memory).map_err(failed("look at the template's memory"))?;
-    let is_guest = |mapping: &Mapping| mapping.inode == guest_length.ino() && mapping.name.ends_with("/memory");
+    let Some(memory) = &known.memory else {
+        return Err(CheckpointError::Unfit("its guest's memory isn't mapped from a file".to_owned()));
+    };
+    let is_guest = |mapping: &Mapping| memory.backing.is(mapping.inode, &mapping.name);
     let base = into.base.map(File::metadata).transpose().map_err(failed("look at the base"))?;
     let is_base = |mapping: &Mapping| base.as_ref().is_some_and(|base| mapping.inode == base.ino());
     let present = |start, end, which: fn(u64) -> bool| {
@@ -204,7 +234,12 @@ fn take_still(
         number_offset: number_offset(pid, &proc, threads)?,
     };
     copy_areas(pid, &manifest.areas, into.pages).map_err(failed("copy the monitor's memory"))?;
-    pages::save(pid, memory, into.guest, into.runs).map_err(failed("copy the guest's private pages"))?;
+    // Where the new checkpoint has no memory of its own, its copies map the template's.
+    let goes_along = into.memory.map(File::metadata).transpose().map_err(failed("look at the memory"))?;
+    let goes_along = goes_along.is_some_and(|about| (about.dev(), about.ino()) == memory.id);
+    let differs = if goes_along { &[] } else { memory.differs.as_slice() };
+    pages::save(pid, &memory.backing, differs, into.guest, into.runs)
+        .map_err(failed("copy the guest's private pages"))?;
     let mut writer = BufWriter::new(into.manifest);
     serde_json::to_writer(&mut writer, &manifest)
         .map_err(|error| failed("write the checkpoint")(io::Error::from(error)))?;
@@ -386,7 +421,7 @@ fn file_of(
         Link::Tunnel => None,
         Link::Other if id == Some(known.root) => Some(File::Root),
         Link::Other if id == Some(known.disk) => Some(File::Disk { locks: info.locks.clone() }),
-        Link::Other if id.is_some() && id == known.memory => Some(File::Memory),
+        Link::Other if id.is_some() && id == known.memory.as_ref().map(|memory| memory.id) => Some(File::Memory),
         Link::Other => None,
     }
 }
@@ -546,7 +581,7 @@ mod tests {
             plug_kind: Plug::Tap,
             root: (1, 2),
             disk: (1, 3),
-            memory: Some((1, 4)),
+            memory: None,
             listeners: vec![("q".to_owned(), 5)],
             plug: Some(6),
         };

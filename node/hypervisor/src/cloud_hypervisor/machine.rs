@@ -15,14 +15,15 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use super::CloneMemory;
 use super::api::Api;
 use super::config::{channel_socket, kernel_link, monitor_folder};
 use super::saved::{SavedState, empty_folder, memory_ranges, remove_folders};
-use super::{CloneMemory, memory};
 use crate::disk::copy_sparse;
 use crate::durable::remove_file;
 use crate::keeper::{Here, Keeper, Request, read_runs};
 use crate::launch::{Kept, PAGES_LIMIT};
+use crate::memory;
 use crate::template;
 use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState};
 

@@ -5,7 +5,6 @@
 //! start      from a specification to a machine, and spares on the way
 //! config     a machine's configuration, as pure functions
 //! saved      device state on disk
-//! memory     memory as files, where the monitor doesn't map the template's
 //! card       what a machine's network card is plugged into
 //! machine    one machine: the trait's verbs
 //! api        the calls, each with a limit and a sentence
@@ -24,11 +23,11 @@ mod card;
 mod config;
 mod driver;
 mod machine;
-mod memory;
 mod saved;
 mod start;
 
 pub use driver::{CloudHypervisorConfig, CloudHypervisorDriver};
+pub(crate) use saved::open_plain;
 
 /// How a clone or a restored machine comes by its memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

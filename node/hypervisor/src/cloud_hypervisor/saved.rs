@@ -137,7 +137,7 @@ fn set_ranges(state: &mut Value, filled: bool) -> Option<()> {
 
 /// Opens what a monitor wrote: a plain file and no link, which a monitor that its guest has taken over could have put
 /// there to have the node read another.
-pub(super) fn open_plain(path: &Path) -> io::Result<File> {
+pub(crate) fn open_plain(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }

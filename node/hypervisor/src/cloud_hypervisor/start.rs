@@ -28,13 +28,14 @@ use super::config::{
 use super::driver::CloudHypervisorConfig;
 use super::machine::CloudHypervisorMachine;
 use super::saved::{SavedState, config_file, empty_folder, make_folders, memory_ranges, remove_folders, state_file};
-use super::{CloneMemory, card, memory};
+use super::{CloneMemory, card};
 use crate::disk::copy_sparse;
 use crate::durable::remove_file;
 use crate::keeper::{
     Creator, Here, Keeper, KeeperConfig, ListenerConfig, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
 };
 use crate::launch::{PAGES_LIMIT, check_pages, clear_after, explained};
+use crate::memory;
 use crate::seal::SealRequest;
 use crate::spare::Waiting;
 use crate::template::{TemplateManifest, memory_file, state_file as template_state};

@@ -29,7 +29,7 @@ pub(crate) use client::{ASK_LIMIT, Creator, Here, Keeper, ask_blocking, unexpect
 pub(crate) use config::{EndRecord, KeeperConfig, ListenerConfig, SCHEMA, VmRecord};
 pub(crate) use pages::{check_runs, read_runs, write_runs};
 pub(crate) use plug::{PlugError, open_tap};
-pub(crate) use protocol::{Reply, Request};
+pub(crate) use protocol::{Based, Reply, Request};
 pub use run::keeper_main;
 pub use spawn::KeeperProgram;
 pub(crate) use spawn::{SpawnedKeeper, spawn};

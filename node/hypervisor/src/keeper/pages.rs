@@ -60,11 +60,42 @@ struct Mapping {
     length: u64,
 }
 
-/// Writes the private pages of `pid`'s mapping of `memory` into `file` and their runs into `runs`; answers the bytes.
-pub(crate) fn save(pid: u32, memory: &Path, file: &File, runs: &File) -> io::Result<u64> {
+/// The file that a monitor maps its guest's memory from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Backing {
+    inode: u64,
+    length: u64,
+    /// The name by which it is mapped; none where that may have been another, or is no more.
+    name: Option<String>,
+}
+
+impl Backing {
+    /// One that is mapped by this name.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        let about = fs::metadata(path)?;
+        let name = fs::canonicalize(path)?.to_string_lossy().into_owned();
+        Ok(Self { inode: about.ino(), length: about.len(), name: Some(name) })
+    }
+
+    /// One that is open here.
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
+        let about = file.metadata()?;
+        Ok(Self { inode: about.ino(), length: about.len(), name: None })
+    }
+
+    /// Whether a mapping of this inode and name is of it. Device numbers in maps differ from stat's on some file systems
+    /// (btrfs, overlayfs), so they don't count.
+    pub(crate) fn is(&self, inode: u64, name: &str) -> bool {
+        inode == self.inode && self.name.as_deref().is_none_or(|known| known == name)
+    }
+}
+
+/// Writes the private pages of `pid`'s mapping of `memory`, and those of `further` runs, into `file`, and all their runs into
+/// `runs`; answers the bytes.
+pub(crate) fn save(pid: u32, memory: &Backing, further: &[Run], file: &File, runs: &File) -> io::Result<u64> {
     let mappings = mappings_of(pid, memory)?;
-    let found = private_runs(pid, &mappings)?;
-    file.set_len(fs::metadata(memory)?.len())?;
+    let found = united(private_runs(pid, &mappings)?, further);
+    file.set_len(memory.length)?;
     allocate(file, &found);
     let total = in_parallel(&found, |batch, buffer| {
         let remote = remote_pieces(&mappings, batch)?;
@@ -84,10 +115,10 @@ pub(crate) fn save(pid: u32, memory: &Path, file: &File, runs: &File) -> io::Res
 }
 
 /// Lays the runs of `file` over `pid`'s private mapping of `memory`; answers the bytes.
-pub(crate) fn lay(pid: u32, memory: &Path, file: &File, runs: &File) -> io::Result<u64> {
+pub(crate) fn lay(pid: u32, memory: &Backing, file: &File, runs: &File) -> io::Result<u64> {
     let mappings = mappings_of(pid, memory)?;
     let wanted = take_runs(runs)?;
-    check_runs(&wanted, fs::metadata(memory)?.len())?;
+    check_runs(&wanted, memory.length)?;
     in_parallel(&wanted, |batch, buffer| {
         let mut at = 0;
         for &(offset, length) in batch {
@@ -198,30 +229,28 @@ pub(crate) fn check_runs(runs: &[Run], memory_bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn mappings_of(pid: u32, memory: &Path) -> io::Result<Vec<Mapping>> {
-    let about = fs::metadata(memory)?;
-    let path = fs::canonicalize(memory)?;
+fn mappings_of(pid: u32, memory: &Backing) -> io::Result<Vec<Mapping>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let found = parse_maps(&maps, about.ino(), &path.to_string_lossy());
+    let found = parse_maps(&maps, memory);
     let covered: u64 = found.iter().map(|mapping| mapping.length).sum();
-    if covered == about.len() {
+    if covered == memory.length {
         return Ok(found);
     }
-    let message = format!("process {pid} maps {covered} of {} bytes of {} privately", about.len(), memory.display());
+    let (length, name) = (memory.length, memory.name.as_deref().unwrap_or("its checkpoint's memory"));
+    let message = format!("process {pid} maps {covered} of {length} bytes of {name} privately");
     Err(io::Error::new(io::ErrorKind::NotFound, message))
 }
 
-/// Private mappings of one file, in the file's order. Device numbers in maps differ from stat's on some file systems
-/// (btrfs, overlayfs), so a mapping is known by inode and path.
-fn parse_maps(maps: &str, inode: u64, path: &str) -> Vec<Mapping> {
+/// Private mappings of one file, in the file's order.
+fn parse_maps(maps: &str, memory: &Backing) -> Vec<Mapping> {
     let parse = |line: &str| {
         let mut fields = line.splitn(6, ' ');
         let (start, end) = fields.next()?.split_once('-')?;
         let private = fields.next()?.ends_with('p');
         let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
-        let inode_matches = fields.nth(1)?.parse::<u64>().ok()? == inode;
+        let inode = fields.nth(1)?.parse::<u64>().ok()?;
         let name = fields.next()?.trim_start();
-        if !private || !inode_matches || name != path {
+        if !private || !memory.is(inode, name) {
             return None;
         }
         let (address, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
@@ -259,6 +288,24 @@ fn private_runs(pid: u32, mappings: &[Mapping]) -> io::Result<Vec<Run>> {
     let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.sort_unstable();
     Ok(joined(found))
+}
+
+/// All that lies in either; both ascend.
+fn united(runs: Vec<Run>, further: &[Run]) -> Vec<Run> {
+    if further.is_empty() {
+        return runs;
+    }
+    let mut all = runs;
+    all.extend_from_slice(further);
+    all.sort_unstable();
+    let mut united: Vec<Run> = Vec::with_capacity(all.len());
+    for (offset, length) in all {
+        match united.last_mut() {
+            Some((start, before)) if *start + *before >= offset => *before = (*before).max(offset + length - *start),
+            _ => united.push((offset, length)),
+        }
+    }
+    united
 }
 
 /// Joins neighbours among ascending runs.
@@ -344,7 +391,8 @@ mod tests {
 5000-6000 rw-p 00000000 fe:00 78    /t/memory\n\
 9000-a000 rw-p 00000000 fe:00 77    /t/memory2\n\
 b000-c000 rw-p 00000000 00:00 0 \n";
-        let found = parse_maps(maps, 77, "/t/memory");
+        let memory = Backing { inode: 77, length: 0, name: Some("/t/memory".to_owned()) };
+        let found = parse_maps(maps, &memory);
         let expected = [(0x1000, 0, 0x1000), (0x7f00, 0x1000, 0x1000)];
         assert_eq!(found, expected.map(|(address, offset, length)| Mapping { address, offset, length }));
     }
@@ -356,6 +404,16 @@ b000-c000 rw-p 00000000 00:00 0 \n";
         extend_runs(&mut runs, 0, [private, private, file, 0, swapped].into_iter());
         extend_runs(&mut runs, 5 * PAGE, [private, file].into_iter());
         assert_eq!(runs, [(0, 2 * PAGE), (4 * PAGE, 2 * PAGE)]);
+    }
+
+    #[test]
+    fn what_lies_in_either_lies_in_both_together() {
+        let runs = vec![(0, 2 * PAGE), (8 * PAGE, PAGE)];
+        let further = [(PAGE, 4 * PAGE), (9 * PAGE, PAGE), (20 * PAGE, PAGE)];
+        assert_eq!(united(runs.clone(), &further), [(0, 5 * PAGE), (8 * PAGE, 2 * PAGE), (20 * PAGE, PAGE)]);
+        assert_eq!(united(runs.clone(), &[]), runs);
+        assert_eq!(united(Vec::new(), &further), further);
+        assert_eq!(united(vec![(0, 30 * PAGE)], &further), [(0, 30 * PAGE)]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{base_file, guest_file, manifest_file, pages_file, runs_file};
+use crate::checkpoint::{base_file, guest_file, manifest_file, own_memory_file, pages_file, runs_file};
 use crate::process::ProcessRef;
 use crate::sys::seal::received;
 
@@ -27,7 +27,7 @@ pub(crate) const PROTOCOL: u32 = 1;
 pub(crate) const LINE_BYTES_MAX: u64 = 32 << 10;
 
 /// Descriptors of one question.
-const DESCRIPTORS_MAX: usize = 5;
+const DESCRIPTORS_MAX: usize = 6;
 
 /// A question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,14 +67,23 @@ pub(crate) enum Request {
         /// As above.
         runs: PathBuf,
     },
-    /// Copy the paused monitor into a checkpoint's folder: `checkpoint.json`, `pages`, `guest`, `runs`; and `base`, to be
-    /// read, if it is there.
+    /// Copy the paused monitor into a checkpoint's folder: `checkpoint.json`, `pages`, `guest`, `runs`.
     TakeCheckpoint {
-        /// The template's memory file, mapped privately by the monitor.
-        memory: PathBuf,
         /// The folder.
         folder: PathBuf,
+        /// What lies there already.
+        based: Based,
     },
+}
+
+/// Files of the checkpoint that the monitor itself was restored from, under names of their own in a new one's folder; the
+/// descriptors follow the four that are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Based {
+    /// `base`.
+    pub(crate) pages: bool,
+    /// `memory`.
+    pub(crate) memory: bool,
 }
 
 /// The files of a checkpoint, as its folder names them.
@@ -160,9 +169,10 @@ pub(crate) fn files_of(request: &Request) -> io::Result<Vec<File>> {
     };
     match request {
         Request::SavePages { pages, runs, .. } => Ok(vec![made(pages)?, made(runs)?]),
-        Request::TakeCheckpoint { folder, .. } => {
-            let base = File::open(base_file(folder));
-            checkpoint_files(folder).iter().map(made).chain(base.ok().map(Ok)).collect()
+        Request::TakeCheckpoint { folder, based } => {
+            let read = [(based.pages, base_file(folder)), (based.memory, own_memory_file(folder))];
+            let read = read.into_iter().filter(|(wanted, _)| *wanted).map(|(_, path)| File::open(path));
+            checkpoint_files(folder).iter().map(made).chain(read).collect()
         }
         Request::LayPages { pages, runs, .. } => Ok(vec![File::open(pages)?, File::open(runs)?]),
         Request::Hello | Request::Confirm | Request::Wait | Request::Deadline { .. } | Request::End { .. } => {
@@ -208,8 +218,8 @@ mod tests {
                 r#"{"op":"save_pages","memory":"/m","pages":"/p","runs":"/r"}"#,
             ),
             (
-                encode(&Request::TakeCheckpoint { memory: "/m".into(), folder: "/c".into() }),
-                r#"{"op":"take_checkpoint","memory":"/m","folder":"/c"}"#,
+                encode(&Request::TakeCheckpoint { folder: "/c".into(), based: Based { pages: true, memory: false } }),
+                r#"{"op":"take_checkpoint","folder":"/c","based":{"pages":true,"memory":false}}"#,
             ),
             (encode(&Reply::Ended { how: "x".into() }), r#"{"reply":"ended","how":"x"}"#),
             (

@@ -24,7 +24,7 @@ use super::console::CappedLog;
 use super::plug::{Helper, PLACEHOLDER, PlugError, plug};
 use super::protocol::Reply;
 use super::serve::{Machine, refuse_one, serve};
-use crate::checkpoint::{self, CheckpointError, Known, Restoring};
+use crate::checkpoint::{self, CheckpointError, Known, Memory, Restoring};
 use crate::durable::{read_json, remove_file, write_json};
 use crate::process::ProcessRef;
 use crate::seal::{self, Handout, OomCounter, SealMode, Sealed, Sealing};
@@ -205,15 +205,16 @@ fn known(
         Restoring::numbers,
     );
     let spec = &config.spec;
-    let memory = match &spec.memory {
-        MemorySource::Clone { template } | MemorySource::Restore { template, .. } => {
-            Some(template::memory_file(template))
+    let memory = match (restoring, &spec.memory) {
+        (Some(restoring), _) => Some(restoring.memory().clone()),
+        (None, MemorySource::Clone { template } | MemorySource::Restore { template, .. }) => {
+            Some(Memory::of_template(&template::memory_file(template)).ok()?)
         }
-        MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. } => None,
+        (None, MemorySource::Boot | MemorySource::BootTemplate { .. } | MemorySource::BootOver { .. }) => None,
     };
     let program = seal::find(&config.program).ok()?;
     let files = [spec.image.root.as_path(), spec.disk.as_path()];
-    Known::look(&program, (&spec.network).into(), files, memory.as_deref(), listeners, plug).ok()
+    Known::look(&program, (&spec.network).into(), files, memory, listeners, plug).ok()
 }
 
 /// One of the monitor's outputs and the log it goes to.

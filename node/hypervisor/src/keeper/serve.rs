@@ -20,8 +20,8 @@ use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use super::config::{KeeperConfig, SCHEMA, VmRecord};
-use super::pages;
-use super::protocol::{Incoming, PROTOCOL, Reply, Request, encode, files_of, read_line};
+use super::pages::{self, Backing};
+use super::protocol::{Based, Incoming, PROTOCOL, Reply, Request, encode, files_of, read_line};
 use crate::checkpoint::{Files, Known, take};
 use crate::durable::write_json;
 use crate::process::{ProcessRef, boot_id, pid_of};
@@ -88,6 +88,14 @@ impl Machine {
             connections: AtomicUsize::new(0),
             recording: Mutex::default(),
         })
+    }
+
+    /// What the monitor maps its guest's memory from, and where that differs from the template's `memory`.
+    fn backing(&self, memory: &Path) -> io::Result<(Backing, &[(u64, u64)])> {
+        match self.known.as_ref().and_then(Known::backing) {
+            Some((backing, differs)) => Ok((backing.clone(), differs)),
+            None => Ok((Backing::at(memory)?, &[])),
+        }
     }
 
     pub(super) fn config(&self) -> &KeeperConfig {
@@ -310,12 +318,14 @@ fn perform(machine: &Machine, request: &Request, given: Vec<File>) -> Reply {
     let files = || if given.is_empty() { files_of(request) } else { Ok(given) };
     let moved = match request {
         Request::Deadline { boottime_ms } => return set_deadline(machine, *boottime_ms),
-        Request::SavePages { memory, .. } => with_two(files(), |pages, runs| pages::save(pid, memory, pages, runs)),
-        Request::LayPages { memory, .. } => with_two(files(), |pages, runs| pages::lay(pid, memory, pages, runs)),
-        Request::TakeCheckpoint { memory, .. } => match files() {
-            Ok(files) => take_checkpoint(machine, memory, &files),
-            Err(error) => Err(error),
-        },
+        Request::SavePages { memory, .. } => with_two(files(), |pages, runs| {
+            let (memory, further) = machine.backing(memory)?;
+            pages::save(pid, &memory, further, pages, runs)
+        }),
+        Request::LayPages { memory, .. } => {
+            with_two(files(), |pages, runs| pages::lay(pid, &Backing::at(memory)?, pages, runs))
+        }
+        Request::TakeCheckpoint { based, .. } => files().and_then(|files| take_checkpoint(machine, *based, &files)),
         Request::Confirm => return Reply::Failed { message: "only the creating connection confirms".to_owned() },
         Request::Hello | Request::Wait | Request::End { .. } => {
             return Reply::Failed { message: "answered elsewhere".to_owned() };
@@ -327,15 +337,21 @@ fn perform(machine: &Machine, request: &Request, given: Vec<File>) -> Reply {
     }
 }
 
-fn take_checkpoint(machine: &Machine, memory: &Path, files: &[File]) -> io::Result<u64> {
-    let [manifest, pages, guest, runs, base @ ..] = files else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a checkpoint comes as four descriptors"));
+fn take_checkpoint(machine: &Machine, based: Based, files: &[File]) -> io::Result<u64> {
+    let wanted = 4 + usize::from(based.pages) + usize::from(based.memory);
+    let [manifest, pages, guest, runs, rest @ ..] = files else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a checkpoint comes as four descriptors or more"));
     };
+    if files.len() != wanted {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a checkpoint comes with what it is based on"));
+    }
+    let base = rest.first().filter(|_| based.pages);
+    let own_memory = rest.last().filter(|_| based.memory);
     let Some(known) = &machine.known else {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "this monitor isn't one that can be copied"));
     };
-    take(machine.vmm.pid, known, memory, &Files { manifest, pages, guest, runs, base: base.first() })
-        .map_err(io::Error::other)
+    let files = Files { manifest, pages, guest, runs, base, memory: own_memory };
+    take(machine.vmm.pid, known, &files).map_err(io::Error::other)
 }
 
 fn with_two(files: io::Result<Vec<File>>, work: impl FnOnce(&File, &File) -> io::Result<u64>) -> io::Result<u64> {

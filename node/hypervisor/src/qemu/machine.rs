@@ -16,13 +16,14 @@ use tokio::task::spawn_blocking;
 use super::command;
 use super::driver::set_capabilities;
 use super::qmp::{Qmp, create_for_qemu};
-use crate::checkpoint::{base_file, checkpoint_disk, manifest_file, pages_file};
+use crate::checkpoint::{self, base_file, checkpoint_disk, differs_file, manifest_file, own_memory_file, pages_file};
 use crate::disk::copy_sparse;
-use crate::keeper::{Here, Keeper, Reply, Request, read_runs, unexpected};
+use crate::keeper::{Based, Here, Keeper, Reply, Request, read_runs, unexpected};
 use crate::launch::{Kept, PAGES_LIMIT};
 use crate::template;
 use crate::{
-    BoottimeMs, CheckpointTaken, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState,
+    BoottimeMs, CheckpointTaken, Copies, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec,
+    VmState,
 };
 
 /// How long writing a template's device state may take: some 300 KiB, plus what the guest's disk still flushes.
@@ -123,6 +124,15 @@ impl QemuMachine {
     }
 }
 
+/// Gives what a machine was copied from a further name in the folder of its own checkpoint, as far as it is there: it may be
+/// gone, or lie on another disk; then all is written.
+fn based_on(own: &Path, into: &Path) -> Based {
+    let link = |from: PathBuf, to: PathBuf| std::fs::hard_link(from, to).is_ok();
+    let pages = link(base_file(own), base_file(into)) || link(pages_file(own), base_file(into));
+    let memory = link(differs_file(own), differs_file(into)) && link(own_memory_file(own), own_memory_file(into));
+    Based { pages, memory }
+}
+
 #[async_trait]
 impl Vm for QemuMachine {
     fn spec(&self) -> &VmSpec {
@@ -211,7 +221,7 @@ impl Vm for QemuMachine {
         Ok(SnapshotTaken { files, stop_us })
     }
 
-    async fn checkpoint(&self, into: &Path) -> Result<CheckpointTaken, VmError> {
+    async fn checkpoint(&self, into: &Path, copies: Copies) -> Result<CheckpointTaken, VmError> {
         let (MemorySource::Clone { template } | MemorySource::Restore { template, .. }) = &self.kept.spec.memory else {
             let why = "only a clone or a restored machine is copied".to_owned();
             return Err(VmError::Unsupported { verb: "checkpoint", why });
@@ -221,18 +231,13 @@ impl Vm for QemuMachine {
             move |source| VmError::File { action, path, source }
         };
         std::fs::create_dir_all(into).map_err(failed("make", into))?;
-        if let Some(own) = &self.kept.spec.checkpoint {
-            // What the machine was copied from may be gone, or lie on another disk: then all is written.
-            let _ = std::fs::hard_link(base_file(own), base_file(into))
-                .or_else(|_| std::fs::hard_link(pages_file(own), base_file(into)));
-        }
+        let based = self.kept.spec.checkpoint.as_deref().map_or_else(Based::default, |own| based_on(own, into));
         let _turn = self.turn().await;
         let ran = self.runs().await?;
         self.flush_disk().await?;
         let stopped = Instant::now();
         self.execute("stop", json!({})).await?;
-        let memory = template::memory_file(template);
-        let request = Request::TakeCheckpoint { memory, folder: into.to_owned() };
+        let request = Request::TakeCheckpoint { folder: into.to_owned(), based };
         let taken = async {
             match self.kept.keeper.ask(&request, "take_checkpoint", PAGES_LIMIT).await {
                 // The keeper's own word: this monitor isn't as those are that it knows to copy.
@@ -255,6 +260,11 @@ impl Vm for QemuMachine {
         resumed?;
         let Reply::Pages { bytes, took_us } = taken else { return Err(unexpected("take_checkpoint", &taken)) };
         tracing::debug!(label = self.kept.spec.label, stop_us, took_us, bytes, "checkpoint taken");
+        if copies == Copies::Many {
+            let (folder, template) = (into.to_owned(), template.clone());
+            let completed = spawn_blocking(move || checkpoint::complete(&folder, &template)).await;
+            completed.map_err(|panicked| failed("complete", into)(panicked.into())).and_then(|completed| completed)?;
+        }
         Ok(CheckpointTaken { stop_us, shared_bytes: bytes })
     }
 

@@ -15,7 +15,8 @@ const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
 const STATE_BYTES_MAX: usize = 16 << 10;
 
 std::arch::global_asm!(
-    // rbx: first step; r12: how many. A step is eight words: number, six arguments, result.
+    // rbx: first step; r12: how many. A step is eight words: number, six arguments, result. One whose result is not zero
+    // before may fail.
     ".pushsection .rodata.atoll_steps, \"a\", @progbits",
     ".global atoll_steps_begin",
     ".global atoll_steps_end",
@@ -29,12 +30,15 @@ std::arch::global_asm!(
     "mov r10, [rbx + 32]",
     "mov r8, [rbx + 40]",
     "mov r9, [rbx + 48]",
+    "mov r13, [rbx + 56]",
     "syscall",
     "mov [rbx + 56], rax",
     // An error's number is among the last 4095.
     "cmp rax, -4095",
-    "jae 3f",
-    "add rbx, 64",
+    "jb 4f",
+    "test r13, r13",
+    "jz 3f",
+    "4: add rbx, 64",
     "dec r12",
     "jmp 2b",
     "3: int3",

@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use node_hypervisor::{CheckpointTaken, Vm, VmError};
+use node_hypervisor::{CheckpointTaken, Copies, Vm, VmError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -126,7 +126,7 @@ async fn exercise_and_write(
     let rehearsed_ms = begun.elapsed().as_millis();
     let made = new.to_owned();
     blocking(move || durable::make_folder(&made)).await?;
-    let taken = vm.checkpoint(new).await?;
+    let taken = vm.checkpoint(new, Copies::Many).await?;
     tracing::debug!(label, rehearsed_ms, written_ms = begun.elapsed().as_millis(), "checkpoint written");
     Ok(taken)
 }

@@ -75,14 +75,15 @@ async fn awaken(
     let resumed_us = micros(begun);
     let link = open(&label, vm.as_ref()).await?;
     let opened_us = micros(begun);
-    // Its card is set up now, which takes longer than all the rest of a hand-over, and what it draws is its own.
-    rehearsal::identify(&label, &link, base.port.as_ref()).await?;
-    let identified_us = micros(begun);
+    // Pages that the first program and the first command of its owner write are its own by then, its interpreters parked
+    // again, and its card set up, which takes longer than all the rest of a hand-over.
+    rehearsal::once(&label, &link, base.port.as_ref()).await?;
+    let exercised_us = micros(begun);
     vm.pause().await?;
     let paused_us = micros(begun);
     let private_kib = record_ready(context, base, vm.as_ref(), Making::Copy).await?;
     tracing::debug!(
-        %label, made_us, resumed_us, opened_us, identified_us, paused_us, took_us = micros(begun), private_kib,
+        %label, made_us, resumed_us, opened_us, exercised_us, paused_us, took_us = micros(begun), private_kib,
         "copy made"
     );
     Ok((vm, link))

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fabric_types::{PhaseEvent, Shape};
-use node_hypervisor::{CheckpointTaken, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, copy_sparse};
+use node_hypervisor::{CheckpointTaken, Copies, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, copy_sparse};
 use tokio::time::Instant;
 
 use super::driver::Driver;
@@ -222,7 +222,7 @@ async fn checkpoint(vm: &dyn Vm, dir: &Path) -> Option<(PathBuf, CheckpointTaken
         tracing::warn!(%error, "a fork's parent couldn't be copied");
         return None;
     }
-    match vm.checkpoint(&folder).await {
+    match vm.checkpoint(&folder, Copies::Few).await {
         Ok(taken) => return Some((folder, taken)),
         Err(VmError::Unsupported { why, .. }) => tracing::debug!(why, "a fork's parent is kept as files of its memory"),
         Err(error) => tracing::warn!(%error, "a fork's parent couldn't be copied; it is kept as files of its memory"),

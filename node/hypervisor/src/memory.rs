@@ -1,4 +1,4 @@
-//! A machine's memory as files, where the monitor doesn't map the template's: put together before it is loaded, and
+//! A machine's memory as files, where its monitor doesn't map the template's: put together before it is loaded, and
 //! compared with the template's after it was saved. Everything here blocks.
 
 use std::fs::{self, File, OpenOptions};
@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::saved::open_plain;
 use crate::VmError;
+use crate::cloud_hypervisor::open_plain;
 use crate::disk::{copy_sparse, next_extent};
 
 /// x86-64's page, bytes: the unit that memory is compared by.
@@ -19,7 +19,7 @@ const STEP: usize = 256 << 10;
 type Run = (u64, u64);
 
 /// Gives the monitor the template's memory as it is: the same file under another name, or a copy where that can't be.
-pub(super) fn link(template: &Path, into: &Path) -> Result<(), VmError> {
+pub(crate) fn link(template: &Path, into: &Path) -> Result<(), VmError> {
     match fs::hard_link(template, into) {
         Ok(()) => Ok(()),
         Err(_) => copy_sparse(template, into),
@@ -27,7 +27,7 @@ pub(super) fn link(template: &Path, into: &Path) -> Result<(), VmError> {
 }
 
 /// Puts together the template's memory with the runs of `pages` laid over it.
-pub(super) fn assemble(template: &Path, pages: &Path, runs: &[Run], into: &Path) -> Result<(), VmError> {
+pub(crate) fn assemble(template: &Path, pages: &Path, runs: &[Run], into: &Path) -> Result<(), VmError> {
     copy_sparse(template, into)?;
     let lay = || -> io::Result<()> {
         let (from, to) = (File::open(pages)?, OpenOptions::new().write(true).open(into)?);
@@ -48,7 +48,7 @@ pub(super) fn assemble(template: &Path, pages: &Path, runs: &[Run], into: &Path)
 
 /// Writes into `pages`, at their offsets, the pages of `memory` that differ from the template's, and answers their runs.
 /// Where both files have a hole nothing is read.
-pub(super) fn compare(template: &Path, memory: &Path, pages: &Path) -> Result<Vec<Run>, VmError> {
+pub(crate) fn compare(template: &Path, memory: &Path, pages: &Path) -> Result<Vec<Run>, VmError> {
     let compared = || -> io::Result<Vec<Run>> {
         let (before, now) = (File::open(template)?, open_plain(memory)?);
         let length = now.metadata()?.len();
