@@ -24,7 +24,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
@@ -51,6 +51,9 @@ const REFILL_EMPTY_AFTER: Duration = Duration::from_millis(1);
 /// under emulation.
 const PYTHON_COMING_MAX: Duration = Duration::from_secs(1);
 const NODE_COMING_MAX: Duration = Duration::from_secs(5);
+/// A node that has been starting for less isn't waited for: what it still does takes longer than a fresh start, which has
+/// nothing to exercise.
+const NODE_NEAR: Duration = Duration::from_millis(600);
 /// Between two attempts at one that doesn't start.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Attempts in a row before it is left: what is missing or broken stays so, and programs are started afresh then.
@@ -139,8 +142,8 @@ struct Shelf {
     refill: Notify,
     /// One is there.
     arrived: Notify,
-    /// One is being started.
-    coming: AtomicBool,
+    /// Since when one is being started.
+    coming: Mutex<Option<Instant>>,
     /// Whether as many are there as are wanted, or will never be.
     full: watch::Sender<bool>,
     /// It was tried too often: none is started any more.
@@ -156,7 +159,7 @@ impl Shelf {
             wanted,
             refill: Notify::new(),
             arrived: Notify::new(),
-            coming: AtomicBool::new(false),
+            coming: Mutex::default(),
             full: watch::Sender::new(wanted == 0),
             given_up: AtomicBool::new(false),
             era: AtomicU64::new(0),
@@ -172,6 +175,10 @@ impl Shelf {
         if !self.given_up.load(Ordering::Relaxed) {
             self.full.send_replace(false);
         }
+    }
+
+    fn coming(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether nothing will ever be parked.
@@ -204,8 +211,8 @@ impl Warm {
         Ok(warm)
     }
 
-    /// Takes one that runs a command as a fresh one would. If none is there but one is being started, that is waited for: it
-    /// is there sooner than one that is started now.
+    /// Takes one that runs a command as a fresh one would. If none is there but one will be sooner than a fresh one would,
+    /// that is waited for.
     pub(crate) async fn take_for(&self, place: &Place, kind: Kind, command: &Command) -> Option<Parked> {
         if !place.parks(kind, command) {
             return None;
@@ -220,8 +227,13 @@ impl Warm {
                 self.refill(kind);
                 PYTHON_COMING_MAX
             }
-            Kind::Node if shelf.coming.load(Ordering::Relaxed) => NODE_COMING_MAX,
-            Kind::Node => return None,
+            Kind::Node => {
+                let is_near = shelf.coming().is_some_and(|since| since.elapsed() > NODE_NEAR);
+                if !is_near {
+                    return None;
+                }
+                NODE_COMING_MAX
+            }
         };
         let comes = async {
             while !shelf.is_closed() {
@@ -299,12 +311,12 @@ impl Warm {
                 continue;
             }
             let era = self.shelf(kind).era.load(Ordering::Relaxed);
-            self.shelf(kind).coming.store(true, Ordering::Relaxed);
+            *self.shelf(kind).coming() = Some(Instant::now());
             let started = match tokio::time::timeout(PARK_MAX, starter.start()).await {
                 Ok(started) => started,
                 Err(_) => Err(io::ErrorKind::TimedOut.into()),
             };
-            self.shelf(kind).coming.store(false, Ordering::Relaxed);
+            *self.shelf(kind).coming() = None;
             match started {
                 Ok(parked) if era != self.shelf(kind).era.load(Ordering::Relaxed) => parked.end(),
                 Ok(parked) => {
