@@ -188,6 +188,10 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn fit(&self) -> &Fit;
     /// The isolation in force.
     fn isolation(&self) -> &Isolation;
+    /// Whether its machines can be copied with their monitors ([`Vm::checkpoint`]), as far as is known before one is tried.
+    fn makes_checkpoints(&self) -> bool {
+        false
+    }
     /// Starts a keeper and its monitor and prepares the machine, paused: `Boot*` at its first instruction, `Clone` and
     /// `Restore` where they were saved. On an error nothing is left behind.
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError>;

@@ -105,8 +105,14 @@ pub(crate) fn leave_stale(folder: &Path) {
 
 /// A checkpoint of a machine without a network that was nobody's, as another node of the host would have made it.
 pub(crate) fn leave_current(template: &Path, folder: &Path) {
-    leave(folder, BOOT);
-    copy_sparse(&template_disk(template), &checkpoint_disk(folder)).expect("copied");
+    // Whole or absent, as a node's own: one may be making it.
+    let new = folder.with_extension("checkpoint.left");
+    leave(&new, BOOT);
+    copy_sparse(&template_disk(template), &checkpoint_disk(&new)).expect("copied");
+    if std::fs::rename(&new, folder).is_err() {
+        assert!(is_current(folder), "it is there, or put there");
+        std::fs::remove_dir_all(&new).expect("removed");
+    }
 }
 
 fn leave(folder: &Path, boot: u32) {
@@ -199,6 +205,10 @@ impl Hypervisor for Double {
 
     fn isolation(&self) -> &Isolation {
         &self.isolation
+    }
+
+    fn makes_checkpoints(&self) -> bool {
+        self.faults.copies.load(Ordering::Relaxed)
     }
 
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {

@@ -148,6 +148,11 @@ impl Hypervisor for QemuDriver {
         &self.isolation
     }
 
+    /// With KVM, part of a machine's state is the kernel's.
+    fn makes_checkpoints(&self) -> bool {
+        self.config.accelerator == Accelerator::Tcg
+    }
+
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
         let template = self.check(&spec)?;
         let started = Started::start(&self.config, &self.fit, spec, template, false).await?;

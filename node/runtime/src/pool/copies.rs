@@ -38,7 +38,8 @@ pub(super) enum Copies {
 impl Copies {
     /// When one is to be looked for or made; none while there is no need of it.
     pub(super) fn due(self, is_default: bool, target: u32, asked: usize, now: Instant) -> Option<Instant> {
-        let worth = target > 0 && (is_default || asked >= ASKED_MIN);
+        // Whoever makes nothing ahead makes all the more on demand.
+        let worth = if is_default { target > 0 || asked > 0 } else { asked >= ASKED_MIN };
         match self {
             Self::Unknown => worth.then_some(now),
             Self::Waiting(until) => worth.then_some(until),
@@ -67,7 +68,8 @@ mod tests {
     fn one_is_made_at_once_where_clones_are_wanted_and_never_where_it_cannot_be() {
         let now = Instant::now();
         assert_eq!(Copies::Unknown.due(true, 1, 0, now), Some(now));
-        assert_eq!(Copies::Unknown.due(true, 0, 9, now), None, "nothing is made ahead");
+        assert_eq!(Copies::Unknown.due(true, 0, 0, now), None, "nothing is made ahead, and nobody asks");
+        assert_eq!(Copies::Unknown.due(true, 0, 1, now), Some(now), "a create without a pool is a copy, too");
         for settled in [Copies::Making, Copies::Ready, Copies::Never] {
             assert_eq!(settled.due(true, 8, 9, now), None);
         }
@@ -77,6 +79,7 @@ mod tests {
     fn a_shape_that_was_asked_for_once_is_not_worth_it_yet() {
         let now = Instant::now();
         assert_eq!(Copies::Unknown.due(false, 1, 1, now), None);
+        assert_eq!(Copies::Unknown.due(false, 0, ASKED_MIN, now), Some(now));
         assert_eq!(Copies::Unknown.due(false, 1, ASKED_MIN, now), Some(now));
     }
 

@@ -276,6 +276,10 @@ impl Keeper {
             Some(Due::Checkpoint(shape)) => {
                 let Some(shelf) = self.shelves.get_mut(&shape) else { return };
                 let Some(template) = shelf.template.clone() else { return };
+                if !context.driver.makes_checkpoints() {
+                    shelf.copies = Copies::Never;
+                    return;
+                }
                 shelf.copies = Copies::Making;
                 let job = whole(async move { checkpoint::ensure(&context, &template, &cancel).await });
                 self.jobs.spawn(async move { Made::Checkpoint(shape, job.await) });
@@ -369,6 +373,9 @@ impl Keeper {
         match made {
             Ok(spare) => {
                 self.spares_wait = None;
+                if let Some(shelf) = self.shelves.get_mut(&spare.template.shape) {
+                    shelf.template.get_or_insert_with(|| spare.template.clone());
+                }
                 self.spares.push_back(spare);
             }
             Err(RuntimeError::Stopping) => {}

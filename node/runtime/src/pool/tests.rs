@@ -129,6 +129,10 @@ impl Hypervisor for Ahead {
         self.double.isolation()
     }
 
+    fn makes_checkpoints(&self) -> bool {
+        self.double.makes_checkpoints()
+    }
+
     async fn create(&self, spec: VmSpec) -> Result<Box<dyn Vm>, VmError> {
         self.double.create(spec).await
     }
