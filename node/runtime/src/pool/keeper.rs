@@ -20,11 +20,13 @@ use super::shelf::{Death, Shelf};
 use super::{PoolSeat, Ready, Request, Started, Warm};
 use crate::context::Context;
 use crate::template::Template;
-use crate::{PoolLimits, PoolStatus, RuntimeError, identity};
+use crate::{PoolLimits, PoolStatus, RuntimeError, clock, identity};
 
 /// Clones, templates and spares that are made at once, beside a checkpoint: each keeps one processor busy, and the smallest
 /// host has two.
 const JOBS_MAX: usize = 2;
+/// The same while sandboxes are in use: the smallest host's other processor is theirs.
+const JOBS_MAX_BUSY: usize = 1;
 /// Clones that are made while a checkpoint is, for who comes meanwhile: more of them would be replaced by copies at once.
 const CLONES_MEANWHILE: u32 = 2;
 /// Spares where creates need none.
@@ -152,7 +154,8 @@ impl Keeper {
         }
         let writing = self.shelves.values().filter(|shelf| shelf.copies == Copies::Making).count();
         let working = self.jobs.len().saturating_sub(writing);
-        let free = working < JOBS_MAX;
+        let busy = self.context.board.is_busy(clock::now());
+        let free = working < if busy { JOBS_MAX_BUSY } else { JOBS_MAX };
         // One at a time: each keeps a processor busy for seconds.
         let checkpoints = self.shelves.values().filter(|_| writing == 0).filter_map(|shelf| {
             let at = shelf.checkpoint_due(now)?;

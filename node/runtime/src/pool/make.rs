@@ -71,6 +71,7 @@ async fn awaken(
 ) -> Result<(Arc<dyn Vm>, Link), RuntimeError> {
     let label = vm.spec().label.clone();
     let made_us = micros(begun);
+    let lowered = lowered(context, vm.as_ref()).await;
     vm.resume().await?;
     let resumed_us = micros(begun);
     let link = open(&label, vm.as_ref()).await?;
@@ -80,6 +81,7 @@ async fn awaken(
     rehearsal::once(&label, &link, base.port.as_ref()).await?;
     let exercised_us = micros(begun);
     vm.pause().await?;
+    drop(lowered);
     let paused_us = micros(begun);
     let private_kib = record_ready(context, base, vm.as_ref(), Making::Copy).await?;
     tracing::debug!(
@@ -99,10 +101,7 @@ async fn exercise(
     let label = plan.label.clone();
     let vm = machine::make_clone(context.driver.as_ref(), template, plan).await?;
     let made_ms = begun.elapsed().as_millis();
-    let lowered = match vm.counters().await {
-        Ok(counters) if context.board.is_busy(clock::now()) => Lowered::of(counters.keeper_pid),
-        Ok(_) | Err(_) => None,
-    };
+    let lowered = lowered(context, vm.as_ref()).await;
     vm.resume().await?;
     let link = open(&label, vm.as_ref()).await?;
     let running_ms = begun.elapsed().as_millis();
@@ -114,6 +113,14 @@ async fn exercise(
     let took_ms = begun.elapsed().as_millis();
     tracing::debug!(%label, made_ms, running_ms, rehearsed_ms, took_ms, private_kib, "warm clone made");
     Ok((vm, link))
+}
+
+/// Has a machine that is nobody's yet give way, while sandboxes are in use, for as long as the answer lives.
+async fn lowered(context: &Context, vm: &dyn Vm) -> Option<Lowered> {
+    match vm.counters().await {
+        Ok(counters) if context.board.is_busy(clock::now()) => Lowered::of(counters.keeper_pid),
+        Ok(_) | Err(_) => None,
+    }
 }
 
 /// Makes the record say that the clone is ready, and takes its measure.
