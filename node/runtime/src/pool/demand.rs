@@ -108,8 +108,6 @@ pub(super) struct Level {
     pub(super) target: u32,
     /// When the oldest of those that stand ready was made.
     pub(super) oldest: Option<Instant>,
-    /// Whether clones are made as copies.
-    pub(super) copies: bool,
     /// Whether one of them stands ready that isn't a copy, though it could be one: it takes several times the memory.
     pub(super) outdated: bool,
     /// When one was last taken.
@@ -145,9 +143,6 @@ pub(super) fn next(level: &Level, now: Instant) -> Option<(Instant, Step)> {
         return (level.warm < level.target).then_some((due, Step::Make));
     }
     if level.warm + level.making < level.target {
-        if level.copies {
-            return Some((now, Step::Make));
-        }
         let quiet_at = level.taken_at.map_or(now, |taken_at| taken_at + QUIET);
         let missing_at = level.missing_since.map_or(now, |since| since + MISSING_MAX);
         return Some((quiet_at.min(missing_at), Step::Make));
@@ -200,18 +195,9 @@ mod tests {
     }
 
     #[test]
-    fn copies_wait_for_nobody() {
-        let now = Instant::now();
-        let taken = Level { copies: true, taken_at: Some(now), missing_since: Some(now), ..level(3, 4) };
-        assert_eq!(next(&taken, now), Some((now, Step::Make)));
-        let failed = Level { failures: 1, failed_at: Some(now), ..taken };
-        assert!(next(&failed, now).is_some_and(|(at, _)| at > now), "but for a failure's wait");
-    }
-
-    #[test]
     fn a_clone_that_could_be_a_copy_is_replaced_now_and_goes_then() {
         let now = Instant::now();
-        let outdated = Level { copies: true, outdated: true, oldest: Some(now), ..level(4, 4) };
+        let outdated = Level { outdated: true, oldest: Some(now), ..level(4, 4) };
         assert_eq!(next(&outdated, now), Some((now, Step::Make)));
         let replaced = Level { warm: 5, taken_at: Some(now), ..outdated };
         assert_eq!(next(&replaced, now), Some((now, Step::Retire)), "at once, however busy it is");

@@ -88,7 +88,6 @@ impl Shelf {
             making: self.making,
             target: self.target,
             oldest: self.slots.iter().map(|slot| slot.warm.made_at).min(),
-            copies: self.makes_copies(),
             outdated: self.outdated().is_some(),
             taken_at: self.demand.last(),
             missing_since: self.missing_since,
