@@ -17,6 +17,8 @@
 //! manifest    what is written in checkpoint.json
 //! look        what /proc says of a process (pure: text in, values out)
 //! tracee      one stopped thread, and calls made in its name
+//! known       what the keeper knows of its monitor, and each descriptor by it
+//! areas       what lies at its addresses, and what of it has to be written
 //! take        from a paused monitor to the folder
 //! steps       the calls that make a process another one (pure)
 //! restore     from the folder to a monitor
@@ -25,6 +27,8 @@
 //! All copies of one checkpoint have one layout of addresses and one set of QEMU's own secrets (stack guards): who breaks
 //! out of one knows those of the others. The guest's own secrets are renewed by its identity, as for any clone.
 
+mod areas;
+mod known;
 mod look;
 mod manifest;
 mod restore;
@@ -37,9 +41,10 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub(crate) use known::{Known, Memory};
 pub(crate) use manifest::{Manifest, Plug};
 pub(crate) use restore::{Restoring, prepare};
-pub(crate) use take::{Files, Known, Memory, take};
+pub(crate) use take::{Files, take};
 
 use crate::VmError;
 use crate::keeper::{read_runs, write_runs};

@@ -16,10 +16,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::sys::wait::WaitStatus;
 
+use super::known::Memory;
 use super::look::{Mapping, mappings};
 use super::manifest::{self, Descriptor, Manifest, Thread};
 use super::steps::{Sources, free_place, plan, room, table, thread_arguments};
-use super::take::{Memory, word_at};
+use super::take::word_at;
 use super::tracee::{Registers, Tracee, error_of};
 use super::{CheckpointError, base_file, differs_file, failed, guest_file, own_memory_file, pages_file, runs_file};
 use crate::VmSpec;

@@ -9,6 +9,7 @@ use super::CheckpointError;
 use super::look::Mapping;
 use super::manifest::{Area, Content, Descriptor, File, Manifest};
 use super::tracee::Registers;
+use crate::keeper::pages::PAGE;
 
 /// Lowest address that the steps themselves may lie at: below it, some kernels map nothing.
 const SCRATCH_LOWEST: u64 = 0x1000_0000;
@@ -16,8 +17,6 @@ const SCRATCH_LOWEST: u64 = 0x1000_0000;
 const SCRATCH_EVERY: u64 = 0x1000_0000;
 /// Highest that is tried: programs, libraries and stacks lie far above.
 const SCRATCH_HIGHEST: u64 = 0x5000_0000_0000;
-/// A page, bytes.
-const PAGE: u64 = 4096;
 /// `PR_SET_MM_MAP` of linux/prctl.h.
 const PR_SET_MM_MAP: u64 = 14;
 /// `size_of::<sigset_t>()` in the kernel.

@@ -11,12 +11,13 @@
 //! 14-17  loaded, with kernel and initramfs left out (17 more with them)
 //! 20-22  ... and has its identity
 //! 31-32  ... and has run a shell command
-//! 55     ... and has run python once, as a clone of the pool has
+//! 55     ... and has run python once
+//! 12-14  a copy of a checkpoint that has done all of this and more (`crate::checkpoint`)
 //! ```
 //!
 //! Of the 55, 31 are translated code, 6.6 the guest's memory, 5 QEMU's heap, 4 relocated pages of its program and
 //! libraries. Without huge pages (the keeper's prctl) it is 2.7 less. A smaller cache of translated code would bound the
-//! largest part, and have every program that no longer fits translated again; so it isn't smaller.
+//! largest part, and have every program that no longer fits translated again; so it isn't smaller. Copies share it.
 
 use std::path::Path;
 
