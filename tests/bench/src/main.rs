@@ -69,5 +69,6 @@ fn main() -> anyhow::Result<()> {
     let report = plan::carry_out(&arguments)?;
     let text = if arguments.json { serde_json::to_string(&report)? } else { report.markdown() };
     writeln!(std::io::stdout(), "{text}")?;
+    anyhow::ensure!(report.failed.is_empty(), "not all could be measured: {}", report.failed.join("; "));
     Ok(())
 }

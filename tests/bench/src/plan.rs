@@ -37,9 +37,20 @@ struct Results {
     conditions: Option<Conditions>,
     rows: Vec<Row>,
     facts: Vec<Fact>,
+    /// What couldn't be measured, and why.
+    failed: Vec<String>,
 }
 
 impl Results {
+    /// Does one part of it, and notes how it failed.
+    fn attempt(&mut self, what: &str, part: impl FnOnce(&mut Self) -> anyhow::Result<()>) {
+        say(what);
+        if let Err(error) = part(self) {
+            say(&format!("{what} failed: {error:#}"));
+            self.failed.push(format!("{what}: {error:#}"));
+        }
+    }
+
     /// Adds a row, and what is asked of its percentiles.
     fn add(&mut self, row: Row, p50: Option<f64>, p95: Option<f64>, p99: Option<f64>) {
         let asked = [(p50, row.p50_ms, "p50"), (p95, row.p95_ms, "p95"), (p99, row.p99_ms, "p99")];
@@ -58,57 +69,63 @@ impl Results {
     }
 }
 
-/// Measures what was asked for.
+/// Measures what was asked for. What fails is told with the rest: minutes of measuring aren't thrown away for it.
 pub(crate) fn carry_out(arguments: &Arguments) -> anyhow::Result<Report> {
     let wants = |section: Section| arguments.only.is_empty() || arguments.only.contains(&section);
     let mut results = Results::default();
     if [Section::Create, Section::Compare, Section::Code, Section::Life].into_iter().any(wants) {
-        let warm = Place::alone(arguments.pool, &[])?;
-        results.conditions_of(&warm, arguments.pool)?;
-        one_at_a_time(arguments, &warm, &mut results, &wants)?;
-        if wants(Section::Compare) {
-            beside_containers(arguments, &warm, &mut results)?;
-        }
-        warm.stop()?;
+        results.attempt("one at a time", |results| {
+            let warm = Place::alone(arguments.pool, &[])?;
+            results.conditions_of(&warm, arguments.pool)?;
+            results.attempt("creates, programs and life", |results| one_at_a_time(arguments, &warm, results, &wants));
+            if wants(Section::Compare) {
+                results.attempt("beside containers", |results| beside_containers(arguments, &warm, results));
+            }
+            warm.stop()
+        });
     }
     if wants(Section::Refill) {
-        say("a pool of twenty");
-        let place = Place::alone(AT_ONCE, &[])?;
-        results.conditions_of(&place, AT_ONCE)?;
-        results.add(create::at_once(&place, arguments.rounds)?, None, Some(250.0), None);
-        let refilled = refill::after_twenty(&place, arguments.rounds)?;
-        results.rows.extend(refilled.rows);
-        results.facts.extend(refilled.facts);
-        results.facts.extend(refilled.ratio.map(|ratio| ratio.0));
-        place.stop()?;
+        results.attempt("a pool of twenty", |results| {
+            let place = Place::alone(AT_ONCE, &[])?;
+            results.conditions_of(&place, AT_ONCE)?;
+            results.add(create::at_once(&place, arguments.rounds)?, None, Some(250.0), None);
+            let refilled = refill::after_twenty(&place, arguments.rounds)?;
+            results.rows.extend(refilled.rows);
+            results.facts.extend(refilled.facts);
+            results.facts.extend(refilled.ratio.map(|ratio| ratio.0));
+            place.stop()
+        });
     }
     if wants(Section::Neighbours) {
-        say("neighbours of what misbehaves");
-        let place = Place::alone(2, &[])?;
-        results.conditions_of(&place, 2)?;
-        let (rows, facts) = neighbours::beside_abuse(&place)?;
-        results.rows.extend(rows);
-        results.facts.extend(facts);
-        place.stop()?;
+        results.attempt("neighbours of what misbehaves", |results| {
+            let place = Place::alone(2, &[])?;
+            results.conditions_of(&place, 2)?;
+            let (rows, facts) = neighbours::beside_abuse(&place)?;
+            results.rows.extend(rows);
+            results.facts.extend(facts);
+            place.stop()
+        });
     }
     if wants(Section::Density) {
-        say("density");
-        let place = Place::alone(arguments.clones, &[])?;
-        results.conditions_of(&place, arguments.clones)?;
-        results.facts.extend(density::idle(&place, arguments.clones)?);
-        place.stop()?;
+        results.attempt("density", |results| {
+            let place = Place::alone(arguments.clones, &[])?;
+            results.conditions_of(&place, arguments.clones)?;
+            results.facts.extend(density::idle(&place, arguments.clones)?);
+            place.stop()
+        });
     }
     if wants(Section::Snapshots) {
-        say("snapshots");
-        let place = Place::of_three(arguments.pool)?;
-        results.conditions_of(&place, arguments.pool)?;
-        results.rows.push(snapshots::stop(&place, arguments.rounds.max(10))?);
-        results.rows.push(snapshots::restore_in_the_next_region(&place, arguments.rounds.max(10))?);
-        place.stop()?;
+        results.attempt("snapshots", |results| {
+            let place = Place::of_three(arguments.pool)?;
+            results.conditions_of(&place, arguments.pool)?;
+            results.rows.push(snapshots::stop(&place, arguments.rounds.max(10))?);
+            results.rows.push(snapshots::restore_in_the_next_region(&place, arguments.rounds.max(10))?);
+            place.stop()
+        });
     }
-    let Results { conditions, rows, facts } = results;
-    let conditions = conditions.ok_or_else(|| anyhow::anyhow!("nothing was asked for"))?;
-    Ok(Report { conditions, rows, facts })
+    let Results { conditions, rows, facts, failed } = results;
+    let conditions = conditions.ok_or_else(|| anyhow::anyhow!("nothing could be measured: {}", failed.join("; ")))?;
+    Ok(Report { conditions, rows, facts, failed })
 }
 
 fn one_at_a_time(

@@ -11,6 +11,8 @@ pub(crate) struct Report {
     pub(crate) conditions: Conditions,
     pub(crate) rows: Vec<Row>,
     pub(crate) facts: Vec<Fact>,
+    /// What couldn't be measured, and why.
+    pub(crate) failed: Vec<String>,
 }
 
 impl Report {
@@ -39,6 +41,9 @@ impl Report {
         for (name, value) in self.conditions.lines() {
             text.push_str(&format!("- {name}: {value}\n"));
         }
+        for what in &self.failed {
+            text.push_str(&format!("- not measured: {what}\n"));
+        }
         text
     }
 }
@@ -63,7 +68,14 @@ mod tests {
             pool: 4,
         };
         let row = Row::of("create", vec![Duration::from_millis(41)]).expect("a sample");
-        let text = Report { conditions, rows: vec![row], facts: vec![Fact::at_most("a ratio", 1.5, 1.0)] }.markdown();
+        let text = Report {
+            conditions,
+            rows: vec![row],
+            facts: vec![Fact::at_most("a ratio", 1.5, 1.0)],
+            failed: vec!["density: no".to_owned()],
+        }
+        .markdown();
+        assert!(text.contains("not measured: density: no"), "{text}");
         assert!(text.contains("| create | 1 | 41.0 | 41.0 | 41.0 | 41.0 |\n"), "{text}");
         assert!(text.contains("| a ratio | 1.50 | 1 | not met |\n"), "{text}");
         assert!(text.contains("a processor, 2 cores") && text.contains("tcg: no /dev/kvm"), "{text}");
