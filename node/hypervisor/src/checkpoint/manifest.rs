@@ -35,6 +35,8 @@ pub(crate) struct Manifest {
     pub(super) descriptors: Vec<Descriptor>,
     pub(super) actions: Vec<Action>,
     pub(super) layout: Layout,
+    /// Where the keys of its random generators lie.
+    pub(super) generators: Vec<u64>,
     /// Where a thread's number lies from its thread pointer on (glibc's `struct pthread`).
     pub(super) number_offset: u64,
 }
@@ -231,6 +233,7 @@ pub(super) mod tests {
             descriptors: Vec::new(),
             actions: Vec::new(),
             layout: Layout::default(),
+            generators: Vec::new(),
             number_offset: 0x2d0,
         }
     }

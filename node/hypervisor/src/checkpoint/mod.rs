@@ -19,15 +19,18 @@
 //! tracee      one stopped thread, and calls made in its name
 //! known       what the keeper knows of its monitor, and each descriptor by it
 //! areas       what lies at its addresses, and what of it has to be written
+//! generators  random generators within it, which each copy has keys of its own for
 //! take        from a paused monitor to the folder
 //! steps       the calls that make a process another one (pure)
 //! restore     from the folder to a monitor
 //! ```
 //!
 //! All copies of one checkpoint have one layout of addresses and one set of QEMU's own secrets (stack guards): who breaks
-//! out of one knows those of the others. The guest's own secrets are renewed by its identity, as for any clone.
+//! out of one knows those of the others. QEMU's random generators get new keys with each copy, and the guest's own secrets are
+//! renewed by its identity, as for any clone.
 
 mod areas;
+mod generators;
 mod known;
 mod look;
 mod manifest;

@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::sys::wait::WaitStatus;
 
+use super::generators;
 use super::known::Memory;
 use super::look::{Mapping, mappings};
 use super::manifest::{self, Descriptor, Manifest, Thread};
@@ -42,6 +43,7 @@ pub(crate) struct Restoring {
     memory: Memory,
     guest: File,
     runs: File,
+    urandom: File,
     sources: Sources,
     /// Inherited by the monitor's process; the keeper lets go of them once it has them.
     inherited: Vec<OwnedFd>,
@@ -74,6 +76,7 @@ pub(crate) fn prepare(
     let mut restoring = Restoring {
         guest: open(&guest_file(folder))?,
         runs: open(&runs_file(folder))?,
+        urandom: File::open("/dev/urandom").map_err(failed("draw random numbers"))?,
         sources: Sources { lowest: LOWEST, ..Sources::default() },
         inherited: Vec::new(),
         memory,
@@ -169,13 +172,16 @@ impl Restoring {
     /// this returns. `arguments` are shown as its command line; `sealed` says whether it has filters of system calls, to which
     /// what QEMU refuses itself by its own is added.
     pub(crate) fn run(self, pid: u32, arguments: &[String], sealed: bool) -> Result<(), CheckpointError> {
-        let Self { manifest, memory, guest, runs, sources, inherited } = self;
+        let Self { manifest, memory, guest, runs, urandom, sources, inherited } = self;
         drop(inherited);
         let main = Tracee { id: pid_of(pid) };
         main.wait_trap()?;
         let filter = if sealed { later_filter() } else { Vec::new() };
         become_it(pid, main, &manifest, &sources, arguments, &filter)?;
         pages::lay(pid, &memory.backing, &guest, &runs).map_err(failed("lay the guest's pages"))?;
+        for &place in &manifest.generators {
+            write_at(pid, place, &generators::key(&urandom).map_err(failed("draw random numbers"))?)?;
+        }
         let mut threads = vec![main];
         threads.extend(add_threads(main, &manifest)?);
         for (thread, saved) in threads.iter().zip(&manifest.threads) {

@@ -11,6 +11,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
 use super::areas::{areas, kernel_areas, present};
+use super::generators;
 use super::known::{Known, descriptors};
 use super::look::{Mapping, mappings, stat_fields, status_bits};
 use super::manifest::{Action, Area, Content, Layout, Manifest, SCHEMA, Thread};
@@ -143,6 +144,7 @@ fn take_still(
     let Some(&(main, registers)) = threads.first() else {
         return Err(CheckpointError::Unfit("the monitor has no threads".to_owned()));
     };
+    let generators = generators::find(pid, &areas)?;
     let manifest = Manifest {
         schema: SCHEMA,
         origin: known.origin.clone(),
@@ -153,6 +155,7 @@ fn take_still(
         descriptors: descriptors(&proc, known)?,
         actions: actions(pid, main, registers.rip, &status)?,
         layout: layout(&read("stat")?, heap_end(main, registers.rip)?)?,
+        generators,
         number_offset: number_offset(pid, &proc, threads)?,
     };
     copy_areas(pid, &manifest.areas, into.pages).map_err(failed("copy the monitor's memory"))?;

@@ -24,6 +24,15 @@ fn copy_spec(place: &Place, checkpoint: &Path) -> VmSpec {
     spec
 }
 
+/// Prints what the processor's own random instruction answers, which the monitor draws from a generator of its own.
+const RDRAND: &str = r#"python3 -c '
+import ctypes, mmap
+code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code.write(bytes([0x48, 0x0f, 0xc7, 0xf0, 0xc3]))
+draw = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+print(*[draw() for _ in range(4)])
+'"#;
+
 #[tokio::test]
 async fn vm_copies_of_a_monitor_are_machines_of_their_own() {
     let Some(image) = image() else { return skip("checkpoint tests", "there is no guest image") };
@@ -35,6 +44,7 @@ async fn vm_copies_of_a_monitor_are_machines_of_their_own() {
     for round in 0..3 {
         assert_eq!(guest.sh(&format!("echo {round} > /root/kept; cat /root/kept")).await, round.to_string());
     }
+    let mut drawn = vec![guest.sh(RDRAND).await];
     let checkpoint = place.path("checkpoint");
     let taken = vm.checkpoint(&checkpoint, Copies::Many).await.expect("taken");
     println!("stop {} us, shared {} KiB", taken.stop_us, taken.shared_bytes >> 10);
@@ -55,6 +65,7 @@ async fn vm_copies_of_a_monitor_are_machines_of_their_own() {
         let first = ms(start);
         guest.sh("cat /usr/bin/python3 /lib/x86_64-linux-gnu/libc.so.6 | md5sum").await;
         assert_eq!(guest.sh(&format!("echo {number} > /root/own; sync; cat /root/own")).await, number.to_string());
+        drawn.push(guest.sh(RDRAND).await);
         let private = copy.counters().await.expect("counters").private_kib;
         println!(
             "copy {number}: created {created:.1}, identified {identified:.1}, first command {first:.1} ms; {private} KiB"
@@ -64,6 +75,11 @@ async fn vm_copies_of_a_monitor_are_machines_of_their_own() {
     for (number, (_, guest)) in machines.iter_mut().enumerate() {
         assert_eq!(guest.sh("cat /root/own").await, number.to_string(), "another's disk or memory");
     }
+    drawn.push(guest.sh(RDRAND).await);
+    let mut numbers: Vec<&str> = drawn.iter().flat_map(|line| line.split_whitespace()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), 4 * (COPIES + 2), "copies draw the same numbers: {drawn:?}");
     for (copy, _) in machines {
         copy.shutdown().await.expect("it ends");
     }
