@@ -44,7 +44,11 @@ pub(crate) fn beside_abuse(place: &Place) -> anyhow::Result<(Vec<Row>, Vec<Fact>
         rows.push(Row::of(abuse.name, samples));
         // What misbehaved still answers, be it with a sentence on which limit it has reached, and is taken away as any other.
         match place.mesh.wait(place.client.exec(&other.id, &command("rm -f /root/fill; echo hi"))) {
-            Ok(result) => ensure!(result.stdout == "hi\n", "after {} it said {result:?}", abuse.name),
+            // A shell that is refused a process says so.
+            Ok(result) => {
+                let answered = result.stdout == "hi\n" || !result.stderr.is_empty();
+                ensure!(answered, "after {} it said {result:?}", abuse.name);
+            }
             Err(ClientError::Api(_)) => {}
             Err(error) => return Err(error.into()),
         }
