@@ -6,13 +6,11 @@
 //! key follows: that is how it is found.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut, Read};
-
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use std::io::{self, Read};
 
 use super::manifest::{Area, Content};
+use super::remote::read_at;
 use super::{CheckpointError, failed};
-use crate::process::pid_of;
 
 /// The words that a state begins with.
 const CONSTANT: &[u8; 16] = b"expand 32-byte k";
@@ -32,7 +30,7 @@ pub(super) fn find(pid: u32, areas: &[Area]) -> Result<Vec<u64>, CheckpointError
         while at < area.end {
             // Pieces overlap by a constant, so that none is cut.
             let length = usize::try_from(area.end - at).unwrap_or(buffer.len()).min(buffer.len());
-            read(pid, at, &mut buffer[..length]).map_err(failed("look for the monitor's random generators"))?;
+            read_at(pid, at, &mut buffer[..length]).map_err(failed("look for the monitor's random generators"))?;
             found.extend(constants(&buffer[..length]).map(|offset| at + offset as u64 + CONSTANT.len() as u64));
             at += STEP as u64;
         }
@@ -57,15 +55,6 @@ fn constants(bytes: &[u8]) -> impl Iterator<Item = usize> {
     // Word by word: a machine stands still meanwhile.
     let begins = |(number, word): (usize, &[u8; 4])| (CONSTANT.starts_with(word)).then_some(number * 4);
     bytes.as_chunks::<4>().0.iter().enumerate().filter_map(begins).filter(|&at| bytes[at..].starts_with(CONSTANT))
-}
-
-fn read(pid: u32, at: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let remote = [RemoteIoVec { base: usize::try_from(at).map_err(io::Error::other)?, len: buffer.len() }];
-    let length = buffer.len();
-    match process_vm_readv(pid_of(pid), &mut [IoSliceMut::new(buffer)], &remote)? {
-        read if read == length => Ok(()),
-        _ => Err(io::ErrorKind::UnexpectedEof.into()),
-    }
 }
 
 /// A key for one of them, from the kernel's generator.

@@ -16,6 +16,7 @@
 //! ```text
 //! manifest    what is written in checkpoint.json
 //! look        what /proc says of a process (pure: text in, values out)
+//! remote      its memory, from outside
 //! tracee      one stopped thread, and calls made in its name
 //! known       what the keeper knows of its monitor, and each descriptor by it
 //! areas       what lies at its addresses, and what of it has to be written
@@ -34,6 +35,7 @@ mod generators;
 mod known;
 mod look;
 mod manifest;
+mod remote;
 mod restore;
 mod steps;
 mod take;

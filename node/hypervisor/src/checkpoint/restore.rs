@@ -2,7 +2,7 @@
 //! become it before its first instruction. The process is sealed by then, as any monitor is.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -13,15 +13,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::ptrace;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::sys::wait::WaitStatus;
 
 use super::generators;
 use super::known::Memory;
 use super::look::{Mapping, mappings};
 use super::manifest::{self, Descriptor, Manifest, Thread};
+use super::remote::{self, read_at, word_at};
 use super::steps::{Sources, free_place, plan, room, table, thread_arguments};
-use super::take::word_at;
 use super::tracee::{Registers, Tracee, error_of};
 use super::{CheckpointError, base_file, differs_file, failed, guest_file, own_memory_file, pages_file, runs_file};
 use crate::VmSpec;
@@ -330,21 +329,12 @@ fn call_instruction(pid: u32, fresh: &[Mapping]) -> Result<u64, CheckpointError>
     };
     let length = usize::try_from(code.end - code.start).unwrap_or_default();
     let mut bytes = vec![0; length];
-    let base = usize::try_from(code.start).unwrap_or_default();
-    let read = process_vm_readv(pid_of(pid), &mut [IoSliceMut::new(&mut bytes)], &[RemoteIoVec { base, len: length }]);
-    read.map_err(failed("read the kernel's code"))?;
+    read_at(pid, code.start, &mut bytes).map_err(failed("read the kernel's code"))?;
     let at = bytes.windows(2).position(|pair| pair == [0x0f, 0x05]);
     at.map(|at| code.start + at as u64)
         .ok_or_else(|| CheckpointError::Unfit("this kernel's vdso makes no calls".to_owned()))
 }
 
 fn write_at(pid: u32, at: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let failed = failed("write to the new process");
-    let remote =
-        [RemoteIoVec { base: usize::try_from(at).map_err(|error| failed(io::Error::other(error)))?, len: bytes.len() }];
-    match process_vm_writev(pid_of(pid), &[IoSlice::new(bytes)], &remote) {
-        Ok(written) if written == bytes.len() => Ok(()),
-        Ok(_) => Err(failed(io::ErrorKind::WriteZero.into())),
-        Err(error) => Err(failed(error.into())),
-    }
+    remote::write_at(pid, at, bytes).map_err(failed("write to the new process"))
 }

@@ -1,13 +1,12 @@
 //! From a paused monitor to a checkpoint's files. The monitor stands still meanwhile and goes on as it was.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, IoSliceMut, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
 use super::areas::{areas, kernel_areas, present};
@@ -15,6 +14,7 @@ use super::generators;
 use super::known::{Known, descriptors};
 use super::look::{Mapping, mappings, stat_fields, status_bits};
 use super::manifest::{Action, Area, Content, Layout, Manifest, SCHEMA, Thread};
+use super::remote::{read_at, word_at};
 use super::tracee::{Tracee, waiting_again, waits_in};
 use super::{CheckpointError, failed};
 use crate::keeper::pages::{self, on_threads};
@@ -198,11 +198,8 @@ fn copy_areas(pid: u32, areas: &[Area], into: &File) -> io::Result<()> {
     on_threads(pieces.len(), buffer_bytes, |number, buffer| {
         let (at, length, offset) = pieces[number];
         let length = usize::try_from(length).map_err(io::Error::other)?;
-        let remote = [RemoteIoVec { base: usize::try_from(at).map_err(io::Error::other)?, len: length }];
         let buffer = &mut buffer[..length];
-        if process_vm_readv(pid_of(pid), &mut [IoSliceMut::new(buffer)], &remote)? != length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        read_at(pid, at, buffer)?;
         into.write_all_at(buffer, offset)
     })
 }
@@ -271,15 +268,5 @@ fn number_offset(
     match candidates.as_deref() {
         Some([offset]) => Ok(*offset),
         found => Err(CheckpointError::Unfit(format!("where its threads' numbers lie is not plain: {found:?}"))),
-    }
-}
-
-/// Eight bytes of the monitor's memory.
-pub(super) fn word_at(pid: u32, at: u64) -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    let remote = [RemoteIoVec { base: usize::try_from(at).map_err(io::Error::other)?, len: 8 }];
-    match process_vm_readv(pid_of(pid), &mut [IoSliceMut::new(&mut bytes)], &remote)? {
-        8 => Ok(u64::from_ne_bytes(bytes)),
-        _ => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
