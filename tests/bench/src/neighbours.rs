@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use futures::future::select;
+use futures::future::{Either, select};
 use gateway_sdk::{ClientError, v1};
 
 use crate::place::{Place, command};
 use crate::statistics::{Fact, Ratio, Row};
 
 /// Commands of the neighbour while the other one misbehaves: enough for a 99th percentile.
-const SAMPLES: u32 = 150;
+const SAMPLES: u32 = 400;
 /// How long what misbehaves may go on.
 const ABUSE_SECONDS: u32 = 30;
 
@@ -65,8 +65,15 @@ fn beside(place: &Place, neighbour: &str, other: &str, abuse: &Abuse) -> anyhow:
     let good = command("echo hi");
     let (client, mut samples) = (&place.client, Vec::new());
     place.mesh.wait(async {
-        // However it ends (killed, refused, timed out), it ends with an answer.
-        let abusing = Box::pin(async { client.exec(other, &bad).await.map(drop) });
+        // However it ends (killed, refused, timed out), it ends with an answer, and begins again: each sample is beside it.
+        let abusing = Box::pin(async {
+            loop {
+                match client.exec(other, &bad).await {
+                    Ok(_) | Err(ClientError::Api(_)) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    Err(error) => return anyhow::Error::from(error),
+                }
+            }
+        });
         let asking = Box::pin(async {
             // It needs a moment to begin.
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -79,9 +86,8 @@ fn beside(place: &Place, neighbour: &str, other: &str, abuse: &Abuse) -> anyhow:
             Ok(())
         });
         match select(abusing, asking).await {
-            // Its end before the samples': those taken so far were beside it.
-            futures::future::Either::Left((_, asking)) => asking.await,
-            futures::future::Either::Right((asked, _)) => asked,
+            Either::Left((error, _)) => Err(error.context(abuse.name)),
+            Either::Right((asked, _)) => asked,
         }
     })?;
     Ok(samples)

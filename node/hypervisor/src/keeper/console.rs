@@ -1,11 +1,15 @@
 //! A log of bytes that nobody limits but us: the newest part is kept, in two files, and no more a second than a disk
-//! shared by many has to spare for one. What is left out is said in its place.
+//! shared by many has to spare for one. What is left out is said in its place. They are read a few times a second, however
+//! many there are: a flood costs the processor no more.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 /// Bytes of one file; when it is full it becomes the elder one (`.log.1`) and replaces the one before. A boot's console
 /// is 30 KiB when it is not quiet.
@@ -14,8 +18,59 @@ pub(crate) const LOG_BYTES_MAX: u64 = 256 << 10;
 const RATE_BYTES_PER_SECOND: u64 = 64 << 10;
 /// Bytes that may come at once.
 const BURST_BYTES: u64 = 256 << 10;
+/// Bytes read at once: a pipe's size.
+pub(super) const OUTPUT_BYTES: usize = 64 << 10;
+/// Between two reads of one output. A serial port hands its bytes over one by one, each of which would wake its reader; a
+/// pipe holds what comes meanwhile, up to 1.2 MiB a second, and above that the guest waits.
+const REST: Duration = Duration::from_millis(50);
 /// Bytes of the last line that a sentence about the end quotes.
 const LAST_BYTES: usize = 300;
+
+/// One of the monitor's outputs and the log it goes to.
+pub(super) struct Output {
+    pipe: Option<OwnedFd>,
+    pub(super) log: CappedLog,
+    /// Read no sooner.
+    from: Instant,
+}
+
+impl Output {
+    /// An output that is read when it is due.
+    pub(super) fn new(pipe: Option<OwnedFd>, log: PathBuf, now: Instant) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(Self { pipe, log: CappedLog::new(log, now), from: now })
+    }
+
+    /// What to wait for now, unless it rests or has ended.
+    pub(super) fn due(&self, now: Instant) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().filter(|_| now >= self.from).map(AsFd::as_fd)
+    }
+
+    /// How long it rests still, if it does.
+    pub(super) fn rest(&self, now: Instant) -> Option<Duration> {
+        let left = self.from.saturating_duration_since(now);
+        (self.pipe.is_some() && !left.is_zero()).then_some(left)
+    }
+
+    /// Moves what is there into the log, and rests after that; at the end of the stream the pipe is let go.
+    pub(super) fn drain(&mut self, buffer: &mut [u8], now: Instant) {
+        let Some(pipe) = self.pipe.take() else { return };
+        let mut file = File::from(pipe);
+        let keep = match file.read(buffer) {
+            Ok(0) => false,
+            Ok(count) => {
+                self.from = now + REST;
+                // A full disk costs log lines, not the machine.
+                let _ = self.log.append(&buffer[..count], now);
+                true
+            }
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        };
+        self.pipe = keep.then(|| file.into());
+    }
+}
 
 /// One limited log.
 pub(crate) struct CappedLog {
@@ -101,7 +156,28 @@ impl CappedLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+
+    #[test]
+    fn an_output_is_read_at_once_and_then_rests() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("console.log");
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let (begun, mut buffer) = (Instant::now(), vec![0; OUTPUT_BYTES]);
+        let mut output = Output::new(Some(reader.into()), path.clone(), begun).expect("an output");
+        output.drain(&mut buffer, begun);
+        assert!(output.due(begun).is_some() && output.rest(begun).is_none(), "nothing was there to rest after");
+        writer.write_all(b"one ").expect("written");
+        output.drain(&mut buffer, begun);
+        assert!(output.due(begun).is_none());
+        assert_eq!(output.rest(begun + REST / 2), Some(REST / 2));
+        assert!(output.due(begun + REST).is_some() && output.rest(begun + REST).is_none());
+        writer.write_all(b"two").expect("written");
+        drop(writer);
+        output.drain(&mut buffer, begun + REST);
+        output.drain(&mut buffer, begun + REST);
+        assert_eq!(fs::read_to_string(path).expect("read"), "one two");
+        assert!(output.due(begun + 2 * REST).is_none() && output.rest(begun + REST).is_none(), "it has ended");
+    }
 
     #[test]
     fn a_flood_takes_two_files_at_most_and_the_newest_stays() {

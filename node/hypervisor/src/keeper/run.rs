@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
@@ -13,14 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fabric_types::HypervisorKind;
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
 use super::config::{EndRecord, KeeperConfig, SCHEMA};
-use super::console::CappedLog;
+use super::console::{OUTPUT_BYTES, Output};
 use super::plug::{Helper, PLACEHOLDER, PlugError, plug};
 use super::protocol::Reply;
 use super::serve::{Machine, refuse_one, serve};
@@ -34,8 +34,6 @@ use crate::{MemorySource, VmError, sys, template};
 const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
 /// How often a keeper looks whether its folder is still there.
 const FOLDER_EVERY: Duration = Duration::from_secs(10);
-/// Bytes read from the monitor's output at once: a pipe's size.
-const OUTPUT_BYTES: usize = 64 << 10;
 
 /// How a machine ends that the kernel kills for its cgroup's limit.
 const OUT_OF_MEMORY: &str = "it was killed for using more than its limit of memory on the host";
@@ -217,38 +215,6 @@ fn known(
     Known::look(&program, (&spec.network).into(), files, memory, listeners, plug).ok()
 }
 
-/// One of the monitor's outputs and the log it goes to.
-struct Output {
-    pipe: Option<OwnedFd>,
-    log: CappedLog,
-}
-
-impl Output {
-    fn new(pipe: Option<OwnedFd>, log: PathBuf) -> Result<Self, StartError> {
-        if let Some(pipe) = &pipe {
-            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-                .map_err(|error| system("read its monitor")(error.into()))?;
-        }
-        Ok(Self { pipe, log: CappedLog::new(log, Instant::now()) })
-    }
-
-    /// Moves what is there into the log; at the end of the stream the pipe is let go.
-    fn drain(&mut self, buffer: &mut [u8]) {
-        let Some(pipe) = self.pipe.take() else { return };
-        let mut file = fs::File::from(pipe);
-        let keep = match file.read(buffer) {
-            Ok(0) => false,
-            Ok(count) => {
-                // A full disk costs log lines, not the machine.
-                let _ = self.log.append(&buffer[..count], Instant::now());
-                true
-            }
-            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
-        };
-        self.pipe = keep.then(|| file.into());
-    }
-}
-
 /// The main thread's state: the only one that reaps.
 struct Watch {
     machine: Arc<Machine>,
@@ -274,8 +240,9 @@ impl Watch {
     ) -> Result<Self, StartError> {
         let folder = config.spec.folder.clone();
         let pidfd = sys::pidfd_open(vmm.pid).map_err(system("watch its monitor"))?;
-        let console = Output::new(child.stdout.take().map(Into::into), folder.console_log())?;
-        let errors = Output::new(child.stderr.take().map(Into::into), folder.vmm_log())?;
+        let output = |pipe, log| Output::new(pipe, log, Instant::now()).map_err(system("read its monitor"));
+        let console = output(child.stdout.take().map(Into::into), folder.console_log())?;
+        let errors = output(child.stderr.take().map(Into::into), folder.vmm_log())?;
         let Sealed { seal, claim, handout, oom } = sealed;
         let machine = Machine::new(config, vmm, claim, seal, known).map_err(system("make a timer"))?;
         Ok(Self {
@@ -295,15 +262,16 @@ impl Watch {
     fn run(mut self) -> Result<(), StartError> {
         let mut buffer = vec![0; OUTPUT_BYTES];
         while !self.turn(&mut buffer)? {}
-        self.console.drain(&mut buffer);
-        self.errors.drain(&mut buffer);
+        self.console.drain(&mut buffer, Instant::now());
+        self.errors.drain(&mut buffer, Instant::now());
         let status = self.machine.reap(|| self.child.wait()).map_err(system("reap its monitor"))?;
         self.finish(status)
     }
 
     /// Waits for one event and handles it; true when the monitor has ended.
     fn turn(&mut self, buffer: &mut [u8]) -> Result<bool, StartError> {
-        let timeout = self.next_look();
+        let begun = Instant::now();
+        let timeout = self.next_look(begun);
         let (ready, first_output) = {
             let mut fds = vec![
                 readable(self.pidfd.as_fd()),
@@ -314,8 +282,8 @@ impl Watch {
             let asks = self.handout.as_ref().and_then(Handout::listener);
             fds.extend(asks.map(readable));
             let first_output = fds.len();
-            let outputs = [&self.console, &self.errors].map(|output| output.pipe.as_ref().map(AsFd::as_fd));
-            fds.extend(outputs.iter().flatten().map(|&pipe| readable(pipe)));
+            let outputs = [&self.console, &self.errors].map(|output| output.due(begun));
+            fds.extend(outputs.into_iter().flatten().map(readable));
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(system("wait")(error.into())),
@@ -329,8 +297,9 @@ impl Watch {
             handout.serve();
         }
         if ready[first_output..].contains(&true) {
-            self.console.drain(buffer);
-            self.errors.drain(buffer);
+            let now = Instant::now();
+            self.console.drain(buffer, now);
+            self.errors.drain(buffer, now);
         }
         if ready[1] && self.machine.deadline_passed() {
             self.machine.kill("its deadline passed");
@@ -353,9 +322,11 @@ impl Watch {
         (!settled).then(|| CONFIRM_LIMIT.saturating_sub(self.started.elapsed()))
     }
 
-    fn next_look(&self) -> PollTimeout {
-        let left = self.confirm_left().unwrap_or(FOLDER_EVERY).min(FOLDER_EVERY);
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    fn next_look(&self, now: Instant) -> PollTimeout {
+        let rests = [&self.console, &self.errors].map(|output| output.rest(now));
+        let soonest = rests.into_iter().flatten().chain(self.confirm_left()).min().unwrap_or(FOLDER_EVERY);
+        // Rounded up: what waits for a part of a millisecond would ask again and again.
+        PollTimeout::try_from(soonest.min(FOLDER_EVERY) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
     }
 
     /// Ends a machine whose folder was removed: no node can find it any more, and it would run for ever.
