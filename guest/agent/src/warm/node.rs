@@ -68,7 +68,7 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
     })?;
     // Registered before anything is awaited.
     let ended = reaper.register(Pid::from_raw(pid));
-    // What fails is only that it starts sooner.
+    // Until it is used: some seconds later it collects garbage, too. What fails is only that others wait for that.
     let _ = sys::set_group_niceness(pid, NICE);
     drop(ready_writer);
     let mut ready = Receiver::from_owned_fd(OwnedFd::from(ready))?;
@@ -81,6 +81,5 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
             return Err(error);
         }
     }
-    sys::set_group_niceness(pid, 0)?;
     Ok(parked)
 }

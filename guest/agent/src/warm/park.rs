@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::Kind;
 use crate::exec::{Command, feed};
-use crate::sys::Exit;
+use crate::sys::{self, Exit};
 
 /// Beginnings of names that the libraries under every interpreter read while they start: one that is parked has read them
 /// already (ld.so(8), locale(7), tzset(3), mallopt(3)).
@@ -28,7 +28,7 @@ const READ_BY_NODE: &[&str] = &["NODE_", "UV_", "ICU_", "NO_COLOR", "FORCE_COLOR
 /// Bytes that an empty pipe takes without waiting for its reader (pipe(7)).
 const PIPE_BYTES: usize = 64 << 10;
 
-/// An interpreter that waits to be used.
+/// An interpreter that waits to be used, nice until then.
 #[derive(Debug)]
 pub(crate) struct Parked {
     /// Its process, and its process group.
@@ -98,6 +98,8 @@ impl Parked {
 
     /// Has it run a command, which must be its interpreter's. An error leaves the command to a fresh process.
     pub(crate) fn tell(&mut self, command: &Command) -> io::Result<()> {
+        // What fails is found out by what follows: only one that has died can't be told.
+        let _ = sys::set_group_niceness(self.pid.as_raw(), 0);
         let order = order(command);
         if order.len() <= PIPE_BYTES {
             self.control.write_all(&order)?;

@@ -116,7 +116,6 @@ impl Zygote {
                 // What fails is only that its program starts slower.
                 let pages = self.pages.get_or_insert_with(|| pages::of(self.pid).unwrap_or_default());
                 let _ = pages::own(pid, pages).await;
-                sys::set_niceness(pid, 0)?;
                 let pid = Pid::from_raw(pid);
                 Ok(Parked { pid, ended, control, stdin: None, stdout, stderr, ends, program: Some(program) })
             }

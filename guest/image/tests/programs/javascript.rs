@@ -27,6 +27,10 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
         "the process",
         "console.log(process.cwd(), process.ppid, process.umask(), require('fs').readdirSync('/proc/self/fd').slice(0, 3), process.stdin.isTTY, process.stdout.constructor.name, process.listenerCount('exit'))",
     ),
+    (
+        "how nice its threads are",
+        "const fs = require('fs'); const nice = (t) => fs.readFileSync(`/proc/self/task/${t}/stat`, 'utf8').split(') ').pop().split(' ')[16]; console.log(new Set(fs.readdirSync('/proc/self/task').map(nice)))",
+    ),
     ("standard input", "process.stdin.on('data', (d) => console.log('data', d)).on('end', () => console.log('end'))"),
     ("a module in the home folder", "console.log(require('./neighbour').VALUE, require.resolve('./neighbour'))"),
     ("no such module", "require('no-such-module')"),

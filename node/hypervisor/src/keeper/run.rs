@@ -35,6 +35,11 @@ const CONFIRM_LIMIT: Duration = Duration::from_secs(60);
 /// How often a keeper looks whether its folder is still there.
 const FOLDER_EVERY: Duration = Duration::from_secs(10);
 
+/// The processor's time that a machine takes at once, the kernel's least. Who is woken on the processor where a guest
+/// computes, be it the monitor's thread that passes its messages or whoever waits for its answer, would wait for the
+/// guest's slice to end, 3 ms by default.
+const SLICE: Duration = Duration::from_micros(100);
+
 /// How a machine ends that the kernel kills for its cgroup's limit.
 const OUT_OF_MEMORY: &str = "it was killed for using more than its limit of memory on the host";
 
@@ -123,6 +128,8 @@ fn detach() -> Result<(), StartError> {
     umask(Mode::from_bits_truncate(0o077));
     // An older kernel's monitors inherit what the node's caller forgot; it is none of the node's own.
     let _ = sys::keep_from_programs(3);
+    // What fails is only that messages wait.
+    let _ = sys::set_slice(SLICE);
     // A kernel without huge pages refuses, and has none.
     let _ = nix::sys::prctl::set_thp_disable(true);
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|error| system("limit core files")(error.into()))
