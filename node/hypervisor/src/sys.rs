@@ -55,20 +55,21 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Has the calling thread, and what it starts from now on, hand over the processor after so short a time that whoever is
-/// woken beside it needn't wait (`sched_runtime` of a thread in the fair class, Linux 6.12; an older kernel ignores it).
-/// The kernel takes 0.1 to 100 ms (sched(7), kernel/sched/syscalls.c).
-pub(crate) fn set_slice(slice: Duration) -> io::Result<()> {
-    let mut attributes = own_schedule()?;
+/// Has a process's first thread hand over the processor after so short a time that, woken, it takes it from one that
+/// computes (`sched_runtime` of a thread in the fair class, Linux 6.12; an older kernel ignores it). What the thread starts
+/// from now on has the usual time. The kernel takes 0.1 to 100 ms (sched(7), kernel/sched/syscalls.c).
+pub(crate) fn set_slice(pid: u32, slice: Duration) -> io::Result<()> {
+    let mut attributes = schedule_of(pid)?;
+    attributes.sched_flags = libc::SCHED_FLAG_RESET_ON_FORK as u64;
     attributes.sched_runtime = u64::try_from(slice.as_nanos()).unwrap_or(u64::MAX);
     // SAFETY: why unsafe: neither std nor nix wraps this call. Why it holds: it reads one `sched_attr`, which says its own
     // size and lives for the length of the call.
-    let answer = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    let answer = unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attributes, 0) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// How the calling thread is scheduled (sched_getattr(2)).
-fn own_schedule() -> io::Result<libc::sched_attr> {
+/// How a thread is scheduled (sched_getattr(2)).
+fn schedule_of(thread: u32) -> io::Result<libc::sched_attr> {
     let size = u32::try_from(size_of::<libc::sched_attr>()).map_err(io::Error::other)?;
     let mut attributes = libc::sched_attr {
         size,
@@ -82,7 +83,7 @@ fn own_schedule() -> io::Result<libc::sched_attr> {
     };
     // SAFETY: why unsafe: neither std nor nix wraps this call. Why it holds: it writes at most `size` bytes, which are one
     // `sched_attr`'s.
-    let answer = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, size, 0) };
+    let answer = unsafe { libc::syscall(libc::SYS_sched_getattr, thread, &raw mut attributes, size, 0) };
     if answer == 0 { Ok(attributes) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -129,16 +130,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slice_is_inherited_and_nothing_else_changes() {
-        let test = || {
-            let before = own_schedule().expect("a schedule");
-            set_slice(Duration::from_micros(200)).expect("set");
-            let child = std::thread::spawn(|| own_schedule().expect("a schedule"));
-            for after in [own_schedule().expect("a schedule"), child.join().expect("a thread")] {
-                assert_eq!((after.sched_policy, after.sched_nice), (before.sched_policy, before.sched_nice));
-                // Before Linux 6.12 there is none to see.
-                assert!(before.sched_runtime == 0 || after.sched_runtime == 200_000, "{}", after.sched_runtime);
-            }
+    fn a_slice_is_a_threads_own_and_nothing_else_of_it_changes() {
+        let own = || schedule_of(nix::unistd::gettid().as_raw().unsigned_abs()).expect("a schedule");
+        let test = move || {
+            let before = own();
+            set_slice(nix::unistd::gettid().as_raw().unsigned_abs(), Duration::from_micros(200)).expect("set");
+            let after = own();
+            assert_eq!((after.sched_policy, after.sched_nice), (before.sched_policy, before.sched_nice));
+            // Before Linux 6.12 there is none to see.
+            assert!(before.sched_runtime == 0 || after.sched_runtime == 200_000, "{}", after.sched_runtime);
+            let child = std::thread::spawn(own).join().expect("a thread");
+            assert_eq!(child.sched_runtime, before.sched_runtime);
         };
         std::thread::spawn(test).join().expect("a thread");
     }
