@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::board::{Board, Entry};
 use crate::budget::Budgets;
 use crate::checkpoint::Checkpoints;
-use crate::context::{Context, HEAVY_MAX};
+use crate::context::{Context, HEAVY_MAX, claims_max};
 use crate::durable::blocking;
 use crate::folder::{Folders, Found};
 use crate::network::{Network, Plugs};
@@ -112,6 +112,7 @@ impl Runtime {
             board: Board::new(),
             pool,
             heavy: Semaphore::new(HEAVY_MAX),
+            claims: Semaphore::new(claims_max()),
             draining: ended.child_token(),
             ended: ended.clone(),
         });

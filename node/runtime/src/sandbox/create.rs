@@ -65,6 +65,8 @@ impl Driver {
 
     /// Makes a warm clone this sandbox: its record, its processors and its identity go on their way at once.
     async fn claim(&mut self, warm: Warm) -> Result<CreateBudget, RuntimeError> {
+        let context = self.context.clone();
+        let _turn = context.claim_turn().await;
         let mut budget = self.budget(CreateFrom::Warm);
         let Warm { home, folder, template, vm, link, port, made_at: _ } = warm;
         self.home = Some(home);
