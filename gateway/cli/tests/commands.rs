@@ -176,6 +176,15 @@ async fn start() -> Gateway {
         sandbox["endpoint"] = json!(own);
         Json(sandbox).into_response()
     };
+    let usage = |Path(id): Path<String>| async move {
+        match id.as_str() {
+            "nosuch" => refuse(404, "not_found", "there is no sandbox 'nosuch'"),
+            "idle" => Json(json!({"id": id, "machine": null})).into_response(),
+            _ => Json(json!({"id": id, "machine": {"cpuMs": 1500, "memoryPrivateBytes": 3 << 20, "memoryResidentBytes": 5 << 20,
+                "diskReadBytes": 10, "diskWrittenBytes": 2048, "diskReads": 1, "diskWrites": 2}}))
+            .into_response(),
+        }
+    };
     let list = || async { Json(json!({"items": [sandbox("fra0000000000000001")], "unreachableRegions": ["sin"]})) };
     let router = Router::new()
         .route("/v1/sandboxes", post(create).get(list))
@@ -188,6 +197,7 @@ async fn start() -> Gateway {
         .route("/v1/sandboxes/{id}/contexts/{context}/interrupt", post(verb_in))
         .route("/v1/sandboxes/{id}/interpret", post(interpret))
         .route("/v1/sandboxes/{id}/files", get(get_file).put(put_file))
+        .route("/v1/sandboxes/{id}/usage", get(usage))
         .route("/v1/sandboxes/{id}/logs", get(|| async { "a line\n" }))
         .with_state(Arc::clone(&asked));
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -327,6 +337,22 @@ async fn rm_goes_on_after_a_failure_and_tells_it() {
     assert_eq!(atoll(&gateway, &["rm", "--force", "nosuch"]).await.code, 0);
     let object = atoll(&gateway, &["rm", "--json", "a", "nosuch"]).await.json();
     assert_eq!((&object["removed"], &object["failed"][0]["id"]), (&json!(["a"]), &json!("nosuch")));
+}
+
+#[tokio::test]
+async fn usage_is_of_those_named_or_of_all() {
+    let gateway = start().await;
+    let ended = atoll(&gateway, &["usage"]).await;
+    let lines: Vec<Vec<&str>> = ended.out.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0][..3], ["ID", "CPU", "PRIVATE"]);
+    assert_eq!(lines[1][..5], ["fra0000000000000001", "1.500", "s", "3.0", "MiB"]);
+    let object = atoll(&gateway, &["usage", "--json", "idle", "busy"]).await.json();
+    assert_eq!(
+        (&object["items"][0]["machine"], &object["items"][1]["machine"]["diskWrites"]),
+        (&json!(null), &json!(2))
+    );
+    let ended = atoll(&gateway, &["usage", "busy", "nosuch"]).await;
+    assert_eq!((ended.code, ended.err.as_str()), (125, "atoll: there is no sandbox 'nosuch'\n"));
 }
 
 #[tokio::test]

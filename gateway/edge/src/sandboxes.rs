@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fabric_api::node::{FORK_CHILDREN_MAX, ForkView, NewSandbox, NodeReply, NodeRequest, SandboxView};
+use fabric_api::node::{FORK_CHILDREN_MAX, ForkView, MachineUsage, NewSandbox, NodeReply, NodeRequest, SandboxView};
 use fabric_api::{ApiError, ErrorCode};
 use fabric_types::{
     Desired, FailReason, Intervals, Labels, Name, NetworkPolicy, Phase, RegionCode, SandboxId, Shape, Source,
@@ -79,6 +79,16 @@ pub(crate) async fn create(
 /// A sandbox by id or name.
 pub(crate) async fn get(edge: &Edge, caller: &Caller, key: &str) -> Answer<SandboxView> {
     Ok(edge.mesh().find(key, &caller.scope(LOOK_UP)).await?)
+}
+
+/// What a sandbox's machine uses; none while it has no machine.
+pub(crate) async fn usage(edge: &Edge, caller: &Caller, key: &str) -> Answer<(SandboxId, Option<MachineUsage>)> {
+    let (mesh, scope) = (edge.mesh(), caller.scope(LOOK_UP));
+    let (region, key) = mesh.home(key, &scope).await?;
+    match mesh.ask(&region, NodeRequest::Usage { key }, &scope).await? {
+        NodeReply::Usage { id, machine } => Ok((id, machine)),
+        reply => Err(odd_reply(&reply).into()),
+    }
 }
 
 /// Changes where a sandbox is meant to be, and waits until it is there.

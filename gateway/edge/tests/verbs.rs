@@ -105,7 +105,15 @@ async fn the_own_api_shows_what_it_was_told() {
     assert_eq!(shown["networkPolicy"], json!({"blockAll": true}));
     assert_eq!(done(fra, "PUT", &format!("{v1}/public"), "false").await["public"], json!(false));
     assert_eq!(done(fra, "POST", &format!("{v1}/resize"), r#"{"diskGib":9}"#).await["diskGib"], json!(9));
+    let used = done(fra, "GET", &format!("{v1}/usage"), "").await;
+    assert_eq!((&used["id"], &used["machine"]["cpuMs"]), (&made["id"], &json!(7)));
+    assert_eq!(
+        (&used["machine"]["networkReceivedBytes"], &used["machine"]["networkSentBytes"]),
+        (&json!(8), &json!(9))
+    );
     assert_eq!(done(fra, "POST", &format!("{v1}/stop"), "").await["state"], "stopped");
+    let used = done(fra, "GET", &format!("{v1}/usage"), "").await;
+    assert_eq!(used, json!({"id": made["id"], "machine": null}));
     assert_eq!(done(fra, "POST", &format!("{v1}/archive"), "").await["state"], "archived");
     assert_eq!(done(fra, "GET", "/v1/sandboxes?state=archived", "").await["items"].as_array().map(Vec::len), Some(1));
 }

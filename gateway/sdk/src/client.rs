@@ -162,6 +162,11 @@ impl Client {
         self.transport.send(&sandbox_ask(Method::PUT, sandbox, &["labels"]).json(labels)).await?.json().await
     }
 
+    /// What a sandbox's machine uses.
+    pub async fn usage(&self, sandbox: &str) -> Result<v1::Usage, ClientError> {
+        self.transport.send(&sandbox_ask(Method::GET, sandbox, &["usage"])).await?.json().await
+    }
+
     /// Runs a command and answers when it has ended. A command past its timeout is an error: see
     /// [`ClientError::is_timeout`].
     pub async fn exec(&self, sandbox: &str, command: &v1::Exec) -> Result<v1::ExecResult, ClientError> {

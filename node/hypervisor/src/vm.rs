@@ -164,6 +164,33 @@ pub struct Counters {
     pub cpu_ms: u64,
 }
 
+/// What a guest has moved through its devices, as its monitor counts it. A copy of a checkpoint counts on from where its
+/// original was: what a warm clone did before it was a sandbox's is in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceCounters {
+    /// Bytes read from both disks.
+    pub disk_read_bytes: u64,
+    /// Bytes written to its own disk.
+    pub disk_written_bytes: u64,
+    /// Reads from both disks.
+    pub disk_reads: u64,
+    /// Writes to its own disk.
+    pub disk_writes: u64,
+    /// What passed its network card; none where it has none, or its monitor doesn't count that (QEMU).
+    pub network: Option<NetworkCounters>,
+}
+
+/// What has passed a network card.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkCounters {
+    /// Bytes that the guest received.
+    pub received_bytes: u64,
+    /// Bytes that it sent.
+    pub sent_bytes: u64,
+}
+
 /// A point of the host's CLOCK_BOOTTIME, in milliseconds: it goes on while the host sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -258,6 +285,8 @@ pub trait Vm: Send + Sync + 'static {
     async fn channel(&self) -> Result<UnixStream, VmError>;
     /// What the monitor uses.
     async fn counters(&self) -> Result<Counters, VmError>;
+    /// What the guest has moved through its devices.
+    async fn device_counters(&self) -> Result<DeviceCounters, VmError>;
     /// Has the keeper kill the monitor when CLOCK_BOOTTIME reaches the deadline, whether this node lives or not; none
     /// takes it back. A machine starts without one.
     async fn set_deadline(&self, deadline: Option<BoottimeMs>) -> Result<(), VmError> {

@@ -233,7 +233,7 @@ mod tests {
         spec.id = SandboxId::new(&region, chance);
         let (id, generation) = (spec.id.clone(), Generation(generation));
         let (spec, phase) = (Arc::new(spec), Phase::Placed);
-        let state = State { spec, phase, link: None, archive: None, refused: None };
+        let state = State { spec, phase, link: None, vm: None, archive: None, refused: None };
         board.enter(&id, generation, || handle(state, generation, UnixMillis(0), UnixMillis(0)).0)
     }
 
@@ -255,7 +255,7 @@ mod tests {
         for (number, phase) in [(1, Phase::Running), (2, Phase::Paused)] {
             let spec = spec(number);
             let (id, used) = (spec.id.clone(), UnixMillis(u64::from(number) * 10_000));
-            let state = State { spec: Arc::new(spec), phase, link: None, archive: None, refused: None };
+            let state = State { spec: Arc::new(spec), phase, link: None, vm: None, archive: None, refused: None };
             board.enter(&id, Generation(1), || handle(state, Generation(1), used, used).0).expect("entered");
         }
         assert!(board.is_busy(UnixMillis(10_000 + BUSY_MS)));

@@ -7,7 +7,7 @@ use fabric_types::{
     Desired, Digest, Fit, Generation, Name, NodeId, Phase, SandboxId, SandboxSpec, Shape, SnapshotId, UnixMillis,
 };
 pub use guest_proto::surface::GuestLimits;
-use node_hypervisor::{ImagePaths, MachineLimits, VmError};
+use node_hypervisor::{Counters, DeviceCounters, ImagePaths, MachineLimits, VmError};
 use node_network::NetworkFault;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -165,6 +165,16 @@ pub struct Observed {
     pub phase: Phase,
     /// When a request last touched it, or it last changed.
     pub last_activity: UnixMillis,
+}
+
+/// What a sandbox's machine uses and what its guest has moved. Counts begin with its monitor: a start, or a resume from a
+/// snapshot, begins anew, and a warm clone brings those of its making along.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Of the host's processor and memory.
+    pub machine: Counters,
+    /// Through its devices.
+    pub devices: DeviceCounters,
 }
 
 /// A warm pool.

@@ -16,8 +16,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use node_hypervisor::{
-    CheckpointTaken, Copies, Counters, Hypervisor, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmFolder,
-    VmSpec, VmState, checkpoint_disk, copy_sparse, template_disk, template_memory,
+    CheckpointTaken, Copies, Counters, DeviceCounters, Hypervisor, MemorySource, SnapshotFiles, SnapshotTaken, Vm,
+    VmError, VmFolder, VmSpec, VmState, checkpoint_disk, copy_sparse, template_disk, template_memory,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -372,6 +372,10 @@ impl Vm for Handle {
 
     async fn counters(&self) -> Result<Counters, VmError> {
         Ok(Counters::default())
+    }
+
+    async fn device_counters(&self) -> Result<DeviceCounters, VmError> {
+        Ok(DeviceCounters::default())
     }
 
     async fn ended(&self) -> String {

@@ -27,7 +27,7 @@ use crate::sandbox::{self, Handle, Request};
 use crate::template::Templates;
 use crate::{
     AutoAction, CreateBudget, GuestClient, Intent, Observed, PoolStatus, RunRequest, RuntimeConfig, RuntimeError,
-    SnapshotOutcome, Verb, clock, machine,
+    SnapshotOutcome, Usage, Verb, clock, machine,
 };
 
 mod living;
@@ -203,6 +203,14 @@ impl Runtime {
             Some(client) => Ok(client),
             None => handle.ask(Request::Connect).await,
         }
+    }
+
+    /// What a sandbox's machine uses; none while it has no machine. Below a millisecond.
+    ///
+    /// # Errors
+    /// As of [`act`](Self::act), and whatever its monitor answers.
+    pub async fn usage(&self, id: &SandboxId, generation: Generation) -> Result<Option<Usage>, RuntimeError> {
+        self.find(id, generation)?.usage().await
     }
 
     /// Takes everything that consensus wants of this node, at once, and works towards it from now on.

@@ -23,13 +23,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use fabric_types::{Digest, Generation, Phase, SandboxId, SandboxSpec, SnapshotId, UnixMillis};
+use node_hypervisor::{Vm, VmError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::activity::Activity;
 use crate::guest::{GuestClient, Link};
 use crate::queue::{Ask, WAITING_MAX};
 use crate::reconcile::Seen;
-use crate::{Observed, RuntimeError, SnapshotOutcome, Verb};
+use crate::{Observed, RuntimeError, SnapshotOutcome, Usage, Verb};
 
 mod adopt;
 mod archive;
@@ -115,6 +116,8 @@ pub(crate) struct State {
     pub(crate) phase: Phase,
     /// The way to the agent, while the sandbox runs.
     pub(crate) link: Option<Link>,
+    /// Its machine, while it has one.
+    pub(crate) vm: Option<Arc<dyn Vm>>,
     /// The manifest of its disk, while that lies in the snapshot store alone.
     pub(crate) archive: Option<Digest>,
     /// The newest spec that it was offered and that it can't take.
@@ -189,6 +192,16 @@ impl Handle {
     pub(crate) fn look(&self) -> (Arc<SandboxSpec>, Phase) {
         let state = self.state.borrow();
         (state.spec.clone(), state.phase.clone())
+    }
+
+    /// What its machine uses and has moved; none while it has no machine. It waits for no request that is under way.
+    pub(crate) async fn usage(&self) -> Result<Option<Usage>, RuntimeError> {
+        let Some(vm) = self.state.borrow().vm.clone() else { return Ok(None) };
+        match tokio::try_join!(vm.counters(), vm.device_counters()) {
+            Ok((machine, devices)) => Ok(Some(Usage { machine, devices })),
+            Err(VmError::Ended { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The manifest of its disk, while that lies in the snapshot store alone.

@@ -26,6 +26,7 @@ fn mesh_sandboxes_are_apart_and_move_with_their_memory() -> anyhow::Result<()> {
     step("a child in the background doesn't hold the answer", || children_live_on(&mesh, &one))?;
     step("files go in and out", || files_go_both_ways(&mesh, &one))?;
     step("ls and status show the mesh", || lists_are_mesh_wide(&mesh, &one))?;
+    step("usage tells what a sandbox moves", || usage_grows(&mesh, &one, &other))?;
     step("stop keeps the disk", || stop_keeps_the_disk(&mesh, &other))?;
     step("a counter goes on in another region", || a_counter_moves(&mesh, &one))?;
     step("a snapshot in the middle of a message does no harm", || half_a_message(&mesh, &one))?;
@@ -147,9 +148,28 @@ fn lists_are_mesh_wide(mesh: &Mesh, one: &Sandbox) -> anyhow::Result<()> {
     far.remove(mesh)
 }
 
+fn usage_grows(mesh: &Mesh, one: &Sandbox, other: &Sandbox) -> anyhow::Result<()> {
+    let used = |sandboxes: &[&str]| -> anyhow::Result<Vec<v1::Usage>> {
+        let object = mesh.atoll(&[&["usage", "--json"], sandboxes].concat())?.json()?;
+        Ok(serde_json::from_value(object["items"].clone())?)
+    };
+    let machine = |used: Vec<v1::Usage>| used.into_iter().next().and_then(|used| used.machine).context("its machine");
+    let before = machine(used(&[&one.id])?)?;
+    one.says(mesh, "dd if=/dev/urandom of=/root/moved bs=1M count=4 2>/dev/null; sync; rm /root/moved")?;
+    let after = machine(used(&[&one.id])?)?;
+    ensure!(after.cpu_ms > before.cpu_ms && after.memory_private_bytes > 0, "{before:?} {after:?}");
+    ensure!(after.disk_written_bytes >= before.disk_written_bytes + (4 << 20), "{before:?} {after:?}");
+    ensure!(after.memory_resident_bytes >= after.memory_private_bytes, "{after:?}");
+    let all: BTreeSet<String> = used(&[])?.into_iter().map(|used| used.id).collect();
+    ensure!([one, other].iter().all(|sandbox| all.contains(&sandbox.id)), "{all:?}");
+    Ok(())
+}
+
 fn stop_keeps_the_disk(mesh: &Mesh, other: &Sandbox) -> anyhow::Result<()> {
     other.says(mesh, "echo kept > /root/kept && sync")?;
     mesh.atoll(&["stop", &other.id])?.ok()?;
+    let used = mesh.atoll(&["usage", "--json", &other.id])?.json()?;
+    ensure!(used["items"][0]["machine"].is_null(), "a stopped sandbox has no machine: {used}");
     ensure!(other.state(mesh)? == "stopped", "{}", other.info(mesh)?);
     mesh.atoll(&["exec", &other.id, "--", "true"])?.ends_with(125)?;
     mesh.atoll(&["start", &other.id])?.ok()?;

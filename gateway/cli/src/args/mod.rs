@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 pub(crate) use sandbox::{
     CodeArgs, CopyArgs, CreateArgs, ExecArgs, ForkArgs, IntervalArgs, IntervalsArgs, ListArgs, LogsArgs, NetworkArgs,
-    NewSandboxArgs, RemoveArgs, ResizeArgs, RuleArgs, RunArgs, SandboxArgs, StartArgs, StopArgs, TurnArgs,
+    NewSandboxArgs, RemoveArgs, ResizeArgs, RuleArgs, RunArgs, SandboxArgs, StartArgs, StopArgs, TurnArgs, UsageArgs,
 };
 pub(crate) use values::{CopyEnd, KeyValue, Language};
 
@@ -52,6 +52,11 @@ pub enum ClientCommand {
     Ls(ListArgs),
     /// Show one sandbox
     Info(SandboxArgs),
+    /// Show what sandboxes use of their hosts, and what their guests have moved; of all of them without a name
+    #[command(
+        after_help = "Examples:\n  atoll usage worker\n  atoll usage --json worker | jq .items[0].machine.cpuMs\n  watch atoll usage"
+    )]
+    Usage(UsageArgs),
     /// Delete sandboxes
     #[command(
         after_help = "Examples:\n  atoll rm worker\n  atoll rm fra0123456789abcdef iad0123456789abcdef\n  atoll rm --all"

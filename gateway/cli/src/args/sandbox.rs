@@ -202,6 +202,14 @@ pub struct RemoveArgs {
     pub(crate) force: bool,
 }
 
+/// Arguments of `usage`.
+#[derive(Debug, Clone, Args)]
+pub struct UsageArgs {
+    /// The sandboxes, by id or name; all of the mesh without any
+    #[arg(value_name = "SANDBOX")]
+    pub(crate) sandboxes: Vec<String>,
+}
+
 /// Arguments of `start`.
 #[derive(Debug, Clone, Args)]
 pub struct StartArgs {

@@ -77,9 +77,18 @@ fn nodes_of(mesh: &v1::Mesh) -> String {
     )
 }
 
+/// A line for each isolation, with the nodes that have it: mostly it is all of them.
 fn isolations_of(mesh: &v1::Mesh) -> String {
-    let row = |node: &v1::MeshNode| vec![node.id.clone(), isolation(&node.isolation)];
-    table(&["NODE", "ISOLATION"], &mesh.nodes.iter().map(row).collect::<Vec<_>>())
+    let mut lines: Vec<(String, Vec<&str>)> = Vec::new();
+    for node in &mesh.nodes {
+        let isolation = isolation(&node.isolation);
+        match lines.iter_mut().find(|(known, _)| *known == isolation) {
+            Some((_, nodes)) => nodes.push(&node.id),
+            None => lines.push((isolation, vec![&node.id])),
+        }
+    }
+    let row = |(isolation, nodes): (String, Vec<&str>)| vec![nodes.join(","), isolation];
+    table(&["NODES", "ISOLATION"], &lines.into_iter().map(row).collect::<Vec<_>>())
 }
 
 /// The isolation in force and its reason, as one line.

@@ -9,6 +9,7 @@ mod mesh;
 mod sandboxes;
 mod settings;
 mod snapshots;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,6 +68,7 @@ async fn perform(command: ClientCommand, client: &Client, output: &mut Output) -
     match command {
         ClientCommand::Create(args) => sandboxes::create(args, client, output).await,
         ClientCommand::Ls(args) => sandboxes::list(args, client, output).await,
+        ClientCommand::Usage(args) => usage::usage(args, client, output).await,
         ClientCommand::Info(args) => sandboxes::info(args, client, output).await,
         ClientCommand::Rm(args) => sandboxes::remove(args, client, output).await,
         ClientCommand::Start(args) => sandboxes::start(args, client, output).await,

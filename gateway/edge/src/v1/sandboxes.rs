@@ -106,6 +106,16 @@ pub(super) async fn get(State(edge): State<Edge>, caller: Caller, Segments([key]
     show(&edge, sandboxes::present(sandboxes::get(&edge, &caller, &key).await?, &key)?)
 }
 
+/// `GET .../usage`
+pub(super) async fn usage(
+    State(edge): State<Edge>,
+    caller: Caller,
+    Segments([key]): Segments<1>,
+) -> Answer<Json<wire::Usage>> {
+    let (id, machine) = sandboxes::usage(&edge, &caller, &key).await?;
+    Ok(Json(wire::Usage { id: id.to_string(), machine: machine.map(view::machine_usage) }))
+}
+
 /// `DELETE /v1/sandboxes/{id or name}`
 pub(super) async fn delete(State(edge): State<Edge>, caller: Caller, Segments([key]): Segments<1>) -> Shown {
     show(&edge, sandboxes::delete(&edge, &caller, &key).await?)

@@ -224,6 +224,11 @@ impl FakeNode {
             NodeRequest::Resize { key, shape } => self.change(&key, |view| view.spec.shape = shape),
             NodeRequest::Fork { key, names } => self.fork(&key, names),
             NodeRequest::Snapshot { key, name } => self.snapshot(&key, name),
+            NodeRequest::Usage { key } => {
+                let view = self.find(&key.key, &key.organization)?;
+                let used = MachineUsage { cpu_ms: 7, network_bytes: Some((8, 9)), ..MachineUsage::default() };
+                Ok(NodeReply::Usage { id: view.spec.id, machine: (view.phase == Phase::Running).then_some(used) })
+            }
             NodeRequest::ListSnapshots { .. } => {
                 Ok(NodeReply::Snapshots(self.region.snapshots.lock().expect("snapshots").clone()))
             }

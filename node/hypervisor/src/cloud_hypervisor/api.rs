@@ -1,5 +1,6 @@
 //! Calls of Cloud Hypervisor's API (vmm/src/api/openapi/cloud-hypervisor.yaml), each with a limit and a sentence.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use tokio::time::timeout;
 
 use super::CloneMemory;
 use super::call::{Answer, call};
-use super::config::{CARD, OWN_DISK};
-use crate::VmError;
+use super::config::{CARD, OWN_DISK, ROOT_DISK};
+use crate::{DeviceCounters, NetworkCounters, VmError};
 
 /// Oldest API version that this driver speaks: since 52 a restore resets vsock connections, on which the channel
 /// relies.
@@ -47,6 +48,9 @@ struct Ping {
 struct Info {
     state: ApiState,
 }
+
+/// The answer of `vm.counters`: by device and by what it counts.
+type Counted = BTreeMap<String, BTreeMap<String, u64>>;
 
 impl Api {
     pub(super) fn new(socket: &Path, label: &str) -> Self {
@@ -110,6 +114,12 @@ impl Api {
         Ok(self.parsed::<Info>("vm.info", &answer)?.state)
     }
 
+    /// What the guest has moved through its devices.
+    pub(super) async fn counters(&self) -> Result<DeviceCounters, VmError> {
+        let answer = self.call("GET", "vm.counters", CALL_LIMIT, b"", &[]).await?;
+        Ok(sum(&self.parsed::<Counted>("vm.counters", &answer)?))
+    }
+
     async fn put(
         &self,
         name: &'static str,
@@ -154,6 +164,23 @@ impl Api {
     }
 }
 
+/// The disks' counts together, and the card's. The monitor counts a disk from its first request on, a card from its plug.
+fn sum(counted: &Counted) -> DeviceCounters {
+    let of = |device: &str, what: &str| counted.get(device).and_then(|counts| counts.get(what)).copied().unwrap_or(0);
+    let both = |what| of(ROOT_DISK, what).saturating_add(of(OWN_DISK, what));
+    DeviceCounters {
+        disk_read_bytes: both("read_bytes"),
+        disk_written_bytes: both("write_bytes"),
+        disk_reads: both("read_ops"),
+        disk_writes: both("write_ops"),
+        network: counted.contains_key(CARD).then(|| NetworkCounters {
+            // As the guest's card sees it: what its driver receives is written into its queue.
+            received_bytes: of(CARD, "rx_bytes"),
+            sent_bytes: of(CARD, "tx_bytes"),
+        }),
+    }
+}
+
 /// A folder as the monitor's calls name it. It reads a path as it stands, without escapes.
 fn url(folder: &Path) -> String {
     format!("file://{}", folder.display())
@@ -186,6 +213,21 @@ pub(super) fn check_version(version: &str) -> Result<(), VmError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_are_those_of_our_devices() {
+        let counted = |text: &str| sum(&serde_json::from_str(text).expect("counters"));
+        let all = counted(
+            r#"{"root": {"read_bytes": 7, "read_ops": 2, "read_latency_avg": 5},
+                "own": {"read_bytes": 3, "read_ops": 1, "write_bytes": 9, "write_ops": 4},
+                "net": {"rx_bytes": 11, "tx_bytes": 12, "rx_frames": 1}, "x": {"read_bytes": 99}}"#,
+        );
+        let network = Some(NetworkCounters { received_bytes: 11, sent_bytes: 12 });
+        let disks =
+            DeviceCounters { disk_read_bytes: 10, disk_written_bytes: 9, disk_reads: 3, disk_writes: 4, network };
+        assert_eq!(all, disks);
+        assert_eq!(counted("{}"), DeviceCounters::default());
+    }
 
     #[test]
     fn versions_outside_the_known_ones_are_refused() {

@@ -17,6 +17,8 @@ use crate::{MachineLimits, MemorySource, VmError, VmFolder, VmSpec, template};
 const GUEST_CID: u32 = 3;
 /// The network card's name, for calls that bring its descriptor.
 pub(super) const CARD: &str = "net";
+/// The name of the disk that holds the image's root, for counts.
+pub(super) const ROOT_DISK: &str = "root";
 /// The name of the machine's own disk, for calls that change it.
 pub(super) const OWN_DISK: &str = "own";
 /// The name of the one zone of memory that is a file's.
@@ -122,7 +124,7 @@ fn machine_config(spec: &VmSpec, common: &Common) -> Value {
     json!({
         "payload": { "kernel": kernel_link(&folder) },
         "memory": memory(spec, common),
-        "disks": [disk("root", &spec.image.root, true), disk(OWN_DISK, &spec.disk, false)],
+        "disks": [disk(ROOT_DISK, &spec.image.root, true), disk(OWN_DISK, &spec.disk, false)],
         "vsock": { "id": "vsock", "cid": GUEST_CID, "socket": channel_socket(&spec.folder) },
         "rng": { "src": "/dev/urandom" },
         "serial": { "mode": "Tty" },

@@ -25,7 +25,9 @@ use crate::keeper::{Here, Keeper, Request, read_runs};
 use crate::launch::{Kept, PAGES_LIMIT};
 use crate::memory;
 use crate::template;
-use crate::{BoottimeMs, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState};
+use crate::{
+    BoottimeMs, Counters, DeviceCounters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec, VmState,
+};
 
 /// The agent's vsock port.
 const AGENT_PORT: u32 = 1024;
@@ -346,6 +348,10 @@ impl Vm for CloudHypervisorMachine {
 
     async fn counters(&self) -> Result<Counters, VmError> {
         self.kept.counters()
+    }
+
+    async fn device_counters(&self) -> Result<DeviceCounters, VmError> {
+        self.api.counters().await
     }
 
     async fn set_deadline(&self, deadline: Option<BoottimeMs>) -> Result<(), VmError> {

@@ -106,7 +106,9 @@ impl Started {
             driver: HypervisorKind::CloudHypervisor,
             spec: spec.clone(),
             program: config.program.clone(),
-            arguments: ["--api-socket", "fd={fd:q}", "--seccomp", "true"].map(str::to_owned).to_vec(),
+            arguments: ["--api-socket", "fd={fd:q}", "--seccomp", "true", "--event-monitor", "fd={fd:events}"]
+                .map(str::to_owned)
+                .to_vec(),
             listeners: vec![ListenerConfig { name: "q".to_owned(), path: spec.folder.monitor_socket() }],
             remove: vec![
                 // The monitor binds it by itself, and only removes it when it ends in order.

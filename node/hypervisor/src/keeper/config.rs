@@ -20,7 +20,8 @@ pub(crate) struct KeeperConfig {
     pub(crate) spec: VmSpec,
     /// The monitor's program.
     pub(crate) program: PathBuf,
-    /// Its arguments. `{fd:NAME}` in one becomes the number of that listener's descriptor.
+    /// Its arguments. `{fd:NAME}` in one becomes the number of that listener's descriptor; `net` is its card's far
+    /// side, `events` what it tells its events to.
     pub(crate) arguments: Vec<String>,
     /// Sockets that the keeper binds and the monitor inherits, listening.
     pub(crate) listeners: Vec<ListenerConfig>,
@@ -102,6 +103,11 @@ impl VmFolder {
         self.dir.join("keeper.log")
     }
 
+    /// What the monitor told of its machine, as limited; only of a monitor that tells.
+    pub(crate) fn events_log(&self) -> PathBuf {
+        self.dir.join("events.log")
+    }
+
     /// Where the runs of pages lie while the keeper reads or writes them: the monitor sees nothing there.
     pub(crate) fn runs(&self) -> PathBuf {
         self.dir.join("runs")
@@ -123,7 +129,7 @@ impl VmFolder {
     /// name.
     pub(crate) fn all_files(&self) -> Vec<PathBuf> {
         let elder = |path: &Path| path.with_extension("log.1");
-        let (console, vmm) = (self.console_log(), self.vmm_log());
+        let (console, vmm, events) = (self.console_log(), self.vmm_log(), self.events_log());
         vec![
             self.keeper_socket(),
             self.monitor_socket(),
@@ -136,8 +142,10 @@ impl VmFolder {
             self.end_record(),
             elder(&console),
             elder(&vmm),
+            elder(&events),
             console,
             vmm,
+            events,
             self.keeper_log(),
         ]
     }

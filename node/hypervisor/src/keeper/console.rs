@@ -54,21 +54,22 @@ impl Output {
         (self.pipe.is_some() && !left.is_zero()).then_some(left)
     }
 
-    /// Moves what is there into the log, and rests after that; at the end of the stream the pipe is let go.
-    pub(super) fn drain(&mut self, buffer: &mut [u8], now: Instant) {
-        let Some(pipe) = self.pipe.take() else { return };
+    /// Moves what is there into the log, and rests after that; at the end of the stream the pipe is let go. Answers how much
+    /// of the buffer was filled.
+    pub(super) fn drain(&mut self, buffer: &mut [u8], now: Instant) -> usize {
+        let Some(pipe) = self.pipe.take() else { return 0 };
         let mut file = File::from(pipe);
-        let keep = match file.read(buffer) {
-            Ok(0) => false,
-            Ok(count) => {
-                self.from = now + REST;
-                // A full disk costs log lines, not the machine.
-                let _ = self.log.append(&buffer[..count], now);
-                true
-            }
-            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        let (count, keep) = match file.read(buffer) {
+            Ok(count) => (count, count > 0),
+            Err(error) => (0, matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)),
         };
+        if count > 0 {
+            self.from = now + REST;
+            // A full disk costs log lines, not the machine.
+            let _ = self.log.append(&buffer[..count], now);
+        }
         self.pipe = keep.then(|| file.into());
+        count
     }
 }
 

@@ -18,12 +18,14 @@
 mod client;
 mod config;
 mod console;
+mod events;
 pub(crate) mod pages;
 mod plug;
 mod protocol;
 mod run;
 mod serve;
 mod spawn;
+mod watch;
 
 pub(crate) use client::{ASK_LIMIT, Creator, Here, Keeper, ask_blocking, unexpected};
 pub(crate) use config::{EndRecord, KeeperConfig, ListenerConfig, SCHEMA, VmRecord};

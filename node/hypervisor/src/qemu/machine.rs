@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
 
 use super::command;
+use super::disks::{self, Disk};
 use super::driver::set_capabilities;
 use super::qmp::{Qmp, create_for_qemu};
 use crate::checkpoint::{self, base_file, checkpoint_disk, differs_file, manifest_file, own_memory_file, pages_file};
@@ -22,8 +23,8 @@ use crate::keeper::{Based, Here, Keeper, Reply, Request, read_runs, unexpected};
 use crate::launch::{Kept, PAGES_LIMIT};
 use crate::template;
 use crate::{
-    BoottimeMs, CheckpointTaken, Copies, Counters, MemorySource, SnapshotFiles, SnapshotTaken, Vm, VmError, VmSpec,
-    VmState,
+    BoottimeMs, CheckpointTaken, Copies, Counters, DeviceCounters, MemorySource, SnapshotFiles, SnapshotTaken, Vm,
+    VmError, VmSpec, VmState,
 };
 
 /// How long writing a template's device state may take: some 300 KiB, plus what the guest's disk still flushes.
@@ -291,6 +292,16 @@ impl Vm for QemuMachine {
 
     async fn counters(&self) -> Result<Counters, VmError> {
         self.kept.counters()
+    }
+
+    async fn device_counters(&self) -> Result<DeviceCounters, VmError> {
+        let answer = self.execute("query-blockstats", json!({})).await?;
+        let refused = |error: serde_json::Error| VmError::Refused {
+            monitor: "qemu",
+            command: "query-blockstats".to_owned(),
+            message: format!("its answer isn't what version 7.2 says: {error}"),
+        };
+        Ok(disks::sum(&serde_json::from_value::<Vec<Disk>>(answer).map_err(refused)?))
     }
 
     async fn set_deadline(&self, deadline: Option<BoottimeMs>) -> Result<(), VmError> {

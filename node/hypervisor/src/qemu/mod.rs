@@ -5,6 +5,7 @@
 //! start      from a specification to a machine, and spares on the way
 //! command    a machine's command line, as pure functions
 //! machine    one machine: the trait's verbs
+//! disks      what it counts of its disks
 //! qmp        the monitor's protocol
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! that boots over a template maps it like a clone, and is snapshotted like one.
 
 mod command;
+mod disks;
 mod driver;
 mod machine;
 mod qmp;

@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use super::command::arguments;
+use super::disks::{DEVICES, throttle};
 use super::driver::{QemuConfig, set_capabilities};
 use super::machine::QemuMachine;
 use super::qmp::{Qmp, open_for_qemu};
@@ -114,7 +115,11 @@ impl Waiting for Started {
     /// Loads the machine and has the keeper keep it.
     async fn load(self) -> Result<QemuMachine, VmError> {
         let Self { spec, fit, template: _, keeper, creator, here, qmp } = self;
-        if let Err(error) = fill(&spec, &keeper, &qmp).await {
+        let filled = async {
+            fill(&spec, &keeper, &qmp).await?;
+            limit_disks(&spec, &qmp).await
+        };
+        if let Err(error) = filled.await {
             return Err(failed(error, &spec.folder, creator, here).await);
         }
         match creator.confirm().await {
@@ -199,6 +204,17 @@ async fn fill(spec: &VmSpec, keeper: &Keeper, qmp: &Qmp) -> Result<(), VmError> 
         }
     }
     qmp.migrate("migrate-incoming", json!({ "uri": format!("fd:{STATE}") }), LOAD_LIMIT).await
+}
+
+/// Has the monitor hold the guest to its rate: a cgroup of version 1 holds back only what isn't written through the host's
+/// page cache. A copy of a checkpoint comes with its original's rate, so it is always told its own; a template has none.
+async fn limit_disks(spec: &VmSpec, qmp: &Qmp) -> Result<(), VmError> {
+    let rate = spec.limits.io_bytes_per_second;
+    if matches!(spec.memory, MemorySource::BootTemplate { .. }) || (rate.is_none() && spec.checkpoint.is_none()) {
+        return Ok(());
+    }
+    let [root, own] = DEVICES.map(|device| qmp.execute("block_set_io_throttle", throttle(device, rate)));
+    tokio::try_join!(root, own).map(drop)
 }
 
 /// Ends what failed, and explains it by what the monitor said.

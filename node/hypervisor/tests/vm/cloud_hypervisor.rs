@@ -13,8 +13,8 @@ use hyper_util::rt::TokioIo;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use node_hypervisor::{
-    AccelChoice, CloudHypervisorConfig, CloudHypervisorDriver, Hypervisor, HypervisorChoice, ImagePaths, MemorySource,
-    ProbeConfig, Vm, VmError, VmSpec, VmState, probe,
+    AccelChoice, CloudHypervisorConfig, CloudHypervisorDriver, DeviceCounters, Hypervisor, HypervisorChoice,
+    ImagePaths, MemorySource, NetworkCounters, ProbeConfig, Vm, VmError, VmSpec, VmState, probe,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -131,6 +131,7 @@ async fn vm_cloud_hypervisor_runs_pauses_and_resumes_a_guest() {
         until("a tick after a pause", SAY_LIMIT, || ticks(&spec) > before).await;
     }
     assert_eq!(said(&spec).matches(SAID).count(), 1, "it went on, it didn't start again");
+    counts_both_disks(vm.as_ref()).await;
     confined(vm.counters().await.expect("counters").vmm_pid);
 
     let start = Instant::now();
@@ -145,6 +146,21 @@ async fn vm_cloud_hypervisor_runs_pauses_and_resumes_a_guest() {
     println!("shut down in {:.1} ms", ms(start));
     assert_eq!(vm.ended().await, "it was shut down");
     nothing_is_left(&place, &spec);
+}
+
+/// The monitor counts the disks under the names that the driver sums up; this guest uses neither.
+async fn counts_both_disks(vm: &dyn Vm) {
+    let (status, counts) = ask(vm.spec(), "GET", "vm.counters", String::new()).await;
+    for (disk, count) in ["root", "own"].into_iter().zip([["read_bytes", "read_ops"], ["write_bytes", "write_ops"]]) {
+        assert!(
+            status == 200 && count.iter().all(|count| counts[disk][count] == json!(0)),
+            "{disk}: {status} {counts}"
+        );
+    }
+    let counted = vm.device_counters().await.expect("counts");
+    // It has a card where a tap could be made for it, and nothing is plugged in there.
+    let network = counts.get("net").map(|_| NetworkCounters::default());
+    assert_eq!(counted, DeviceCounters { network, ..DeviceCounters::default() });
 }
 
 /// Each thread of a running monitor that runs guest code or parses a guest's bytes is under a system call filter.
@@ -198,6 +214,8 @@ async fn vm_cloud_hypervisor_guest_that_ends_itself_has_ended() {
         let how = how_it_ends(vm.as_ref()).await;
         println!("{then:?}: {how}");
         assert!(how == POWERED_OFF || (how == RESET && then != Then::PowerOff), "{then:?}: {how}");
+        let told = fs::read_to_string(spec.folder.dir.join("events.log")).expect("its monitor's events");
+        assert_eq!(told.contains(r#""event": "rebooting""#), how == RESET, "{then:?}: {told}");
         assert_eq!(said(&spec), SAID, "{then:?}: it started again");
         assert_eq!(vm.state().await.expect("a state"), VmState::Ended);
         match driver.adopt(&spec.folder).await {

@@ -70,6 +70,9 @@ async fn boots_pauses_and_ends(present: &Present, place: &Place) {
         assert!(!health.ready, "a guest without identity takes commands");
         let second = Guest::reach(vm.as_ref(), 0).await.health().await;
         assert!(second.uptime_ms >= health.uptime_ms, "the newer channel reaches the same guest");
+        let counts = vm.device_counters().await.expect("counts");
+        println!("after its boot: {counts:?}");
+        assert!(counts.disk_read_bytes > 64 << 10 && counts.disk_reads > 10, "it read its root: {counts:?}");
     }
 
     for _ in 0..2 {

@@ -27,6 +27,7 @@ mod checkpoint;
 mod cloud_hypervisor;
 mod counting;
 mod devices;
+mod disks;
 mod footprint;
 mod fork;
 mod freestanding;

@@ -90,7 +90,8 @@ pub(super) fn assemble(
 ) -> (Handle, Driver) {
     let link = live.as_ref().and_then(|live| live.link.clone());
     let archive = record.life.archive();
-    let state = State { spec: Arc::new(record.spec.clone()), phase: phase.clone(), link, archive, refused: None };
+    let vm = live.as_ref().map(|live| live.vm.clone());
+    let state = State { spec: Arc::new(record.spec.clone()), phase: phase.clone(), link, vm, archive, refused: None };
     let (handle, seat) = handle(state, record.generation, record.begun_at, record.last_activity);
     let mut driver = Driver { context: context.clone(), seat, phase, home, record, live, untold: false, swap_at: None };
     driver.plan_swap();
@@ -139,8 +140,10 @@ impl Driver {
         }
     }
 
-    /// Leaves the machine to the next process of the node, which can't open a session while this one has one.
+    /// Leaves the machine to the next process of the node, which can't open a session, nor speak with the monitor, while this
+    /// one does.
     fn let_go(self) {
+        self.seat.state.send_modify(|state| state.vm = None);
         if let Some(link) = self.live.and_then(|live| live.link) {
             link.close();
         }
@@ -249,9 +252,11 @@ impl Driver {
 
     pub(super) fn publish(&self) {
         let link = self.live.as_ref().and_then(|live| live.link.clone());
+        let vm = self.live.as_ref().map(|live| live.vm.clone());
         self.seat.state.send_modify(|state| {
             state.phase = self.phase.clone();
             state.link = link;
+            state.vm = vm;
             state.archive = self.record.life.archive();
         });
         if self.phase != Phase::Gone {

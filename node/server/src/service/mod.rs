@@ -152,6 +152,8 @@ impl Service {
             NodeRequest::ListKeys { organization } => Ok(NodeReply::Keys(self.keys_of(organization))),
             NodeRequest::RemoveKey { key, organization } => self.remove_key(key, organization).await,
             NodeRequest::Status => Ok(NodeReply::Status(Box::new(self.status()))),
+            NodeRequest::Usage { key } => self.usage(&call, key).await,
+            NodeRequest::Measure { id, generation } => self.measure(id, *generation).await,
             NodeRequest::Observe { ids } => Ok(NodeReply::ObservedMany(self.observe(ids))),
             NodeRequest::Run { spec, generation, holders } => self.run_here(spec, *generation, holders).await,
             NodeRequest::Act { id, generation, action } => self.act_here(id, *generation, action).await,

@@ -60,6 +60,7 @@ impl Service {
         match request {
             NodeRequest::Run { spec, generation, holders } => self.run_here(&spec, generation, &holders).await,
             NodeRequest::Act { id, generation, action } => self.act_here(&id, generation, &action).await,
+            NodeRequest::Measure { id, generation } => self.measure(&id, generation).await,
             NodeRequest::Observe { ids } => Ok(NodeReply::ObservedMany(self.observe(&ids))),
             other => Err(unexpected(&format!("{other:?}"))),
         }

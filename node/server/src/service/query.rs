@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fabric_api::node::{
-    GroupStatus, NodeAnswer, NodeCall, NodeReply, NodeRequest, NodeStatus, Observed, SandboxKey, SandboxView,
-    TemplateView,
+    GroupStatus, MachineUsage, NodeAnswer, NodeCall, NodeReply, NodeRequest, NodeStatus, Observed, SandboxKey,
+    SandboxView, TemplateView,
 };
 use fabric_api::{ApiError, ErrorCode};
-use fabric_types::{FailReason, NodeId, OrganizationId, Phase, SandboxId};
+use fabric_types::{FailReason, Generation, NodeId, OrganizationId, Phase, SandboxId};
+use node_runtime::Usage;
 use raft_consensus::GroupMetrics;
 use raft_placement::region::{Record, State};
 
-use super::Service;
+use super::{Service, errors};
 
 /// An owner that hasn't said so soon what it sees is shown by the ledger alone: lists stay quick.
 const OBSERVE_LIMIT: Duration = Duration::from_secs(2);
@@ -50,6 +51,19 @@ impl Service {
     pub(super) fn observe(&self, ids: &[SandboxId]) -> Vec<Observed> {
         let observed = self.runtime.observed().borrow().clone();
         ids.iter().filter_map(|id| observed.get(id)).map(as_wire).collect()
+    }
+
+    /// What a sandbox's machine uses, asked of its owner.
+    pub(super) async fn usage(&self, call: &NodeCall, key: &SandboxKey) -> NodeAnswer {
+        let record = self.record(key)?;
+        let ask = NodeRequest::Measure { id: record.spec.id.clone(), generation: record.generation };
+        self.at(&record.node, call, ask).await
+    }
+
+    /// What the machine of a sandbox of this node uses.
+    pub(super) async fn measure(&self, id: &SandboxId, generation: Generation) -> NodeAnswer {
+        let usage = self.runtime.usage(id, generation).await.map_err(errors::runtime)?;
+        Ok(NodeReply::Usage { id: id.clone(), machine: usage.as_ref().map(used) })
     }
 
     /// The records with what their owners see; each owner is asked once, all at the same time.
@@ -104,6 +118,20 @@ fn group(name: &str, metrics: GroupMetrics) -> GroupStatus {
         learners: metrics.learners.into_iter().collect(),
         applied: metrics.applied.unwrap_or(0),
         poisoned: metrics.failed,
+    }
+}
+
+/// What the runtime measures, as it crosses processes.
+fn used(Usage { machine, devices }: &Usage) -> MachineUsage {
+    MachineUsage {
+        cpu_ms: machine.cpu_ms,
+        memory_private_bytes: machine.private_kib.saturating_mul(1024),
+        memory_resident_bytes: machine.rss_kib.saturating_mul(1024),
+        disk_read_bytes: devices.disk_read_bytes,
+        disk_written_bytes: devices.disk_written_bytes,
+        disk_reads: devices.disk_reads,
+        disk_writes: devices.disk_writes,
+        network_bytes: devices.network.map(|network| (network.received_bytes, network.sent_bytes)),
     }
 }
 
