@@ -52,8 +52,8 @@ pub struct NewSandbox {
     pub user: Option<String>,
     /// Whether ports are public.
     pub public: bool,
-    /// Network policy.
-    pub network: NetworkPolicy,
+    /// Network policy; that of the snapshot, else everything public, where the client said nothing.
+    pub network: Option<NetworkPolicy>,
     /// Intervals.
     pub intervals: Intervals,
 }

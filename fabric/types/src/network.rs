@@ -20,7 +20,8 @@ const LABEL_BYTES_MAX: usize = 63;
 /// link-local, metadata, private or shared (CGNAT) ranges.
 ///
 /// With anything in `allow` or `allow_domains`, only that is reached; without, everything public but what is denied.
-/// A denial wins over an allowance.
+/// A denial wins over an allowance. Names that aren't in `allow_domains` are then not answered either, so that no question
+/// carries anything out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkPolicy {

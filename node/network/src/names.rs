@@ -86,7 +86,8 @@ fn plain(name: &Name) -> String {
     name.to_ascii().trim_end_matches('.').to_ascii_lowercase()
 }
 
-/// Whether a guest may ask. With names among what it may reach, it may ask for them alone: a question is a way out too.
+/// Whether a guest may ask. One that may reach only what is listed may ask only for listed names, so for none where only
+/// ranges are listed: a question is a way out too.
 pub(crate) fn decide(policy: &NetworkPolicy, question: &Question, forbidden: &[Ipv4Net]) -> Decision {
     if policy.block_all {
         return Decision::Say(ResponseCode::Refused);
@@ -95,7 +96,7 @@ pub(crate) fn decide(policy: &NetworkPolicy, question: &Question, forbidden: &[I
         return Decision::Say(ResponseCode::NXDomain);
     }
     let allowed = policy.allow_domains.iter().any(|pattern| pattern.covers(&question.name));
-    if !policy.allow_domains.is_empty() && !allowed {
+    if policy.is_closed() && !allowed {
         return Decision::Say(ResponseCode::Refused);
     }
     if reversed(&question.name).is_some_and(|address| is_forbidden(forbidden, address.into())) {

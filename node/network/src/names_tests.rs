@@ -54,6 +54,14 @@ fn only_what_is_allowed_is_asked_for() {
     assert_eq!(decided(&open, "any.com.", RecordType::ANY), Decision::Say(ResponseCode::NotImp));
     assert_eq!(decided(&open, "1.0.0.10.in-addr.arpa.", RecordType::PTR), Decision::Say(ResponseCode::Refused));
     assert_eq!(decided(&open, "8.8.8.8.in-addr.arpa.", RecordType::PTR), Decision::Ask);
+    let ranges = policy(r#"{"blockAll":false,"allow":["203.0.113.0/24"]}"#);
+    assert_eq!(decided(&ranges, "secret.evil.com.", RecordType::TXT), Decision::Say(ResponseCode::Refused));
+    assert_eq!(decided(&ranges, "7.113.0.203.in-addr.arpa.", RecordType::PTR), Decision::Say(ResponseCode::Refused));
+    let both = policy(r#"{"blockAll":false,"allow":["203.0.113.0/24"],"allowDomains":["a.com"]}"#);
+    assert_eq!(decided(&both, "a.com.", RecordType::A), Decision::Ask);
+    assert_eq!(decided(&both, "b.com.", RecordType::A), Decision::Say(ResponseCode::Refused));
+    let denied = policy(r#"{"blockAll":false,"deny":["203.0.113.0/24"]}"#);
+    assert_eq!(decided(&denied, "any.com.", RecordType::A), Decision::Ask, "what is open stays open");
     let blocked = policy(r#"{"blockAll":true}"#);
     assert_eq!(decided(&blocked, "any.com.", RecordType::A), Decision::Say(ResponseCode::Refused));
 }

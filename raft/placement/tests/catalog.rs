@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fabric_types::{
-    Accelerator, Digest, Fit, HypervisorKind, KeyId, NodeId, OrganizationId, RegionCode, SandboxId, Shape, SnapshotId,
-    UnixMillis,
+    Accelerator, Digest, Fit, HypervisorKind, KeyId, NetworkPolicy, NodeId, OrganizationId, RegionCode, SandboxId,
+    Shape, SnapshotId, UnixMillis,
 };
 use proptest::prelude::*;
 use raft_placement::catalog::{
@@ -47,6 +47,7 @@ fn snapshot(number: u8, name: u8, organization: u8) -> Snapshot {
         env: BTreeMap::new(),
         labels: BTreeMap::new(),
         user: "root".into(),
+        network: NetworkPolicy::default(),
         replicas: BTreeMap::new(),
     }
 }

@@ -158,6 +158,7 @@ fn catalog_commands() -> Vec<catalog::Command> {
             env: BTreeMap::from([("LANG".into(), "C".into())]),
             labels: BTreeMap::new(),
             user: "daytona".into(),
+            network: NetworkPolicy::default(),
             replicas: BTreeMap::from([(node(1), catalog::ReplicaState::Complete)]),
         })
     };
@@ -182,6 +183,17 @@ fn catalog_commands() -> Vec<catalog::Command> {
         AddReplica { snapshot: id(1), node: node(2), state: catalog::ReplicaState::Pulling },
         RemoveReplica { snapshot: id(1), node: node(2) },
     ]
+}
+
+/// The same, with a snapshot of a sandbox that reached nothing.
+fn catalog_commands_2() -> Vec<catalog::Command> {
+    let mut commands = catalog_commands();
+    for command in &mut commands {
+        if let catalog::Command::PutSnapshot { snapshot } = command {
+            snapshot.network.block_all = true;
+        }
+    }
+    commands
 }
 
 /// Commands and the state that they build, in the form of the golden files: a line each, the state last.
@@ -234,8 +246,13 @@ fn placement_commands_and_state_are_written_as_version_2() {
 }
 
 #[test]
-fn catalog_commands_and_state_are_written_as_version_1() {
-    check::<catalog::Catalog>(include_str!("golden/catalog.v1.jsonl"), &catalog_commands());
+fn catalog_commands_and_state_of_version_1_are_still_read() {
+    check_read::<catalog::Catalog>(include_str!("golden/catalog.v1.jsonl"), &catalog_commands());
+}
+
+#[test]
+fn catalog_commands_and_state_are_written_as_version_2() {
+    check::<catalog::Catalog>(include_str!("golden/catalog.v2.jsonl"), &catalog_commands_2());
 }
 
 #[test]
@@ -248,6 +265,7 @@ fn every_kind_of_command_has_a_golden_line() {
     assert_eq!(kinds(include_str!("golden/placement.v1.jsonl")), 12);
     assert_eq!(kinds(include_str!("golden/placement.v2.jsonl")), 15);
     assert_eq!(kinds(include_str!("golden/catalog.v1.jsonl")), 11);
+    assert_eq!(kinds(include_str!("golden/catalog.v2.jsonl")), 11);
 }
 
 #[test]

@@ -90,6 +90,17 @@ fn mesh_guests_reach_the_world_and_nothing_that_is_ours() -> anyhow::Result<()> 
         let said = alone.probe(&[far.at, far_too.at])?;
         ensure!(said.is_empty(), "reached: {said:?}");
         ensure!(alone.fetch("http://good.test:8000/").is_err(), "a name was answered");
+        restored_alone(&alone, &[far.at, far_too.at])
+    })?;
+    step("ranges alone", || {
+        let network = v1::Network { allow: vec![format!("{}/32", far.at.ip())], ..v1::Network::default() };
+        let ranged = Guest::create(&mesh, &client, network)?;
+        let said = ranged.probe(&[far.at, far_too.at])?;
+        ensure!(
+            said.iter().all(|said| said.contains(&far.at.ip().to_string())) && !said.is_empty(),
+            "reached: {said:?}"
+        );
+        ensure!(ranged.fetch("http://good.test:8000/").is_err(), "a name was answered: a question is a way out");
         Ok(())
     })?;
     footprint.look();
@@ -97,6 +108,26 @@ fn mesh_guests_reach_the_world_and_nothing_that_is_ours() -> anyhow::Result<()> 
     let leaks = footprint.leaks();
     ensure!(leaks.is_empty(), "left behind:\n{}", leaks.join("\n"));
     mesh.stop()
+}
+
+/// What is restored from a snapshot of it reaches no more than it did, unless its creator says so.
+fn restored_alone(alone: &Guest<'_>, far: &[SocketAddr]) -> anyhow::Result<()> {
+    let (mesh, client) = (alone.mesh, alone.client);
+    let ask = v1::CreateSnapshot { name: Some("alone".to_owned()) };
+    mesh.wait(client.snapshot(&alone.id, &ask))?;
+    let restored = mesh.wait(client.restore("alone", &v1::RestoreSnapshot::default()))?;
+    let restored = Guest { mesh, client, id: restored.id };
+    let said = restored.probe(far)?;
+    ensure!(said.is_empty(), "restored, it reached: {said:?}");
+    let open = v1::CreateSandbox {
+        snapshot: Some("alone".to_owned()),
+        network: Some(v1::Network::default()),
+        ..v1::CreateSandbox::default()
+    };
+    let opened = Guest { mesh, client, id: mesh.wait(client.create(&open))?.id };
+    let said = opened.probe(far)?;
+    ensure!(said.len() == 2 * far.len(), "its creator gave it a network: {said:?}");
+    Ok(())
 }
 
 /// Addresses that a guest must never reach, each with a listener that would answer.

@@ -60,7 +60,7 @@ pub struct SnapshotList {
     pub items: Vec<Snapshot>,
 }
 
-/// Ask for a sandbox from a snapshot.
+/// Ask for a sandbox from a snapshot. Its guest may reach what that of the snapshot might.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct RestoreSnapshot {

@@ -10,11 +10,9 @@ use crate::refusal::{Answer, Refusal};
 /// The wire's request as the mesh's own, or what is wrong with it.
 pub(super) fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> Answer<NewSandbox> {
     refuse_unbuilt(&body)?;
-    let network = network(
-        body.network_block_all.unwrap_or(false),
-        body.network_allow_list.as_deref(),
-        body.domain_allow_list.as_deref(),
-    )?;
+    let (networks, domains) = (body.network_allow_list.as_deref(), body.domain_allow_list.as_deref());
+    let given = body.network_block_all.is_some() || networks.is_some() || domains.is_some();
+    let network = network(body.network_block_all.unwrap_or(false), networks, domains)?;
     let memory_mib = intake::gib_as_mib(body.memory)?;
     Ok(NewSandbox {
         name: intake::name(body.name.as_deref())?,
@@ -25,7 +23,7 @@ pub(super) fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> 
         env: intake::env(body.env.unwrap_or_default())?,
         user: intake::user(body.user)?,
         public: body.public.unwrap_or(false),
-        network,
+        network: given.then_some(network),
         intervals: intake::intervals(GivenIntervals {
             stop: body.auto_stop_interval,
             pause: body.auto_pause_interval,
@@ -103,7 +101,13 @@ mod tests {
         let new =
             parsed(r#"{"cpu":2,"memory":4,"disk":8,"networkBlockAll":true,"gpu":0,"ttlMinutes":0}"#).expect("taken");
         assert_eq!(new.shape, Some(Shape::new(2, 4096, 8).expect("a shape")));
-        assert!(new.network.block_all);
+        assert!(new.network.expect("a policy").block_all);
+        for (json, given) in
+            [(r"{}", false), (r#"{"networkBlockAll":false}"#, true), (r#"{"networkAllowList":""}"#, true)]
+        {
+            let new = parsed(json).expect("taken");
+            assert_eq!(new.network, given.then(NetworkPolicy::default), "{json}: what isn't said is the snapshot's");
+        }
     }
 
     #[test]
@@ -128,9 +132,10 @@ mod tests {
         )
         .expect("taken");
         let shown = |list: &[_]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let allowed: Vec<String> = new.network.allow.iter().map(ToString::to_string).collect();
+        let network = new.network.expect("a policy");
+        let allowed: Vec<String> = network.allow.iter().map(ToString::to_string).collect();
         assert_eq!(allowed, ["203.0.113.0/24", "2001:db8::/32"]);
-        assert_eq!(shown(&new.network.allow_domains), ["*.example.com", "pypi.org"]);
+        assert_eq!(shown(&network.allow_domains), ["*.example.com", "pypi.org"]);
         let minutes = |minutes| Some(fabric_types::Minutes(minutes));
         let intervals = new.intervals;
         assert_eq!((intervals.auto_pause, intervals.auto_archive, intervals.ttl), (minutes(5), None, minutes(60)));

@@ -62,7 +62,9 @@ fn parse(body: wire::CreateSandbox, organization: OrganizationId) -> Answer<NewS
         env: intake::env(body.env)?,
         user: None,
         public: body.public,
-        network: settings::network(body.network.unwrap_or_default(), body.network_block_all)?,
+        network: (body.network.is_some() || body.network_block_all)
+            .then(|| settings::network(body.network.unwrap_or_default(), body.network_block_all))
+            .transpose()?,
         intervals: intake::intervals(GivenIntervals {
             stop: body.auto_stop_minutes,
             pause: body.auto_pause_minutes,

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use fabric_api::node::{NewSandbox, NodeReply, NodeRequest, Origin, SnapshotView};
 use fabric_api::v1 as wire;
-use fabric_types::{Intervals, Labels, Name, NetworkPolicy};
+use fabric_types::{Intervals, Labels, Name};
 
 use super::view;
 use crate::edge::Edge;
@@ -109,7 +109,7 @@ pub(super) async fn restore(
         env: std::collections::BTreeMap::new(),
         user: None,
         public: false,
-        network: NetworkPolicy::default(),
+        network: None,
         intervals: Intervals::default(),
     };
     if key.parse::<Name>().is_err() {

@@ -124,7 +124,7 @@ impl FakeNode {
                 env: new.env,
                 user: new.user.unwrap_or_else(|| "root".into()),
                 public: new.public,
-                network: new.network,
+                network: new.network.unwrap_or_default(),
                 intervals: new.intervals,
                 created_at: now,
             },

@@ -113,6 +113,7 @@ impl Service {
         env.extend(new.env.clone());
         let mut labels = inherited.map(|snapshot| snapshot.labels.clone()).unwrap_or_default();
         labels.extend(new.labels.clone());
+        let network = new.network.clone().or_else(|| inherited.map(|snapshot| snapshot.network.clone()));
         let user = new.user.clone().or_else(|| inherited.map(|snapshot| snapshot.user.clone()));
         let spec = SandboxSpec {
             id,
@@ -124,7 +125,7 @@ impl Service {
             env,
             user: user.unwrap_or_else(|| DEFAULT_USER.to_owned()),
             public: new.public,
-            network: new.network.clone(),
+            network: network.unwrap_or_default(),
             intervals: new.intervals,
             created_at: now(),
         };

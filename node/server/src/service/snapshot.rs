@@ -72,6 +72,7 @@ impl Service {
             env: spec.env.clone(),
             labels: spec.labels.clone(),
             user: spec.user.clone(),
+            network: spec.network.clone(),
             replicas: [(record.node.clone(), ReplicaState::Complete)].into(),
         }
     }

@@ -90,7 +90,7 @@ pub enum Command {
 
 impl Schema for Command {
     const WHAT: &'static str = "catalog command";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl fmt::Display for Command {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use fabric_types::{
-    Digest, Fit, KeyId, Labels, Name, NodeId, OrganizationId, RegionCode, SandboxId, Shape, SnapshotId, UnixMillis,
+    Digest, Fit, KeyId, Labels, Name, NetworkPolicy, NodeId, OrganizationId, RegionCode, SandboxId, Shape, SnapshotId,
+    UnixMillis,
 };
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -117,6 +118,10 @@ pub struct Snapshot {
     pub labels: Labels,
     /// The sandbox's user.
     pub user: String,
+    /// What the sandbox's guest might reach: what is restored may reach no more unless its creator says so. Everything public
+    /// in entries of version 1.
+    #[serde(default)]
+    pub network: NetworkPolicy,
     /// Who has a copy, and how far it is.
     pub replicas: BTreeMap<NodeId, ReplicaState>,
 }
@@ -143,7 +148,7 @@ pub struct State {
 
 impl Schema for State {
     const WHAT: &'static str = "catalog state";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
 }
 
 impl State {
