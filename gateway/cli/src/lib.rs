@@ -24,4 +24,4 @@ mod stdin;
 pub use args::{ClientCommand, GlobalArgs};
 pub use commands::{run, run_with};
 pub use exit::{EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_TIMEOUT, EXIT_USAGE};
-pub use output::Streams;
+pub use output::{Streams, age, bytes, table};

@@ -1,6 +1,7 @@
 //! Standard output and standard error: a table, a line, or one JSON object.
 
 use std::io::{self, IsTerminal as _, Write};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -91,7 +92,7 @@ impl Output {
 }
 
 /// Rows under a head, columns as wide as their widest cell, two spaces between.
-pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)
@@ -107,6 +108,29 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// In the largest binary unit of which there is one, to a tenth.
+pub fn bytes(count: u64) -> String {
+    let (unit, name) = match count {
+        0..1024 => return format!("{count} B"),
+        1024..0x10_0000 => (10, "KiB"),
+        0x10_0000..0x4000_0000 => (20, "MiB"),
+        _ => (30, "GiB"),
+    };
+    let tenths = (u128::from(count) * 10) >> unit;
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+/// How long, in the largest unit that isn't zero.
+pub fn age(since: Duration) -> String {
+    let seconds = since.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
 /// Names and values below each other, empty values left out.
 pub(crate) fn fields(pairs: &[(&str, String)]) -> String {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -117,6 +141,20 @@ pub(crate) fn fields(pairs: &[(&str, String)]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_shown_in_the_largest_unit_that_fits() {
+        for (count, shown) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            ((5 << 20) + (512 << 10), "5.5 MiB"),
+            (3 << 30, "3.0 GiB"),
+            (u64::MAX, "17179869183.9 GiB"),
+        ] {
+            assert_eq!(bytes(count), shown);
+        }
+    }
 
     #[test]
     fn columns_line_up_and_lines_have_no_tail() {

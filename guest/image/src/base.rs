@@ -55,6 +55,11 @@ impl Base {
     }
 }
 
+/// The name of the folder of these inputs' base.
+pub fn base_name(inputs: &ImageInputs) -> String {
+    format!("base-{}", base_digest(inputs))
+}
+
 /// The base for these inputs under `root`, built if it must be.
 pub(crate) fn ensure_base(
     root: &Path,
@@ -62,7 +67,7 @@ pub(crate) fn ensure_base(
     waiting: &mut dyn FnMut(&Path),
     packages: &mut dyn FnMut(&str),
 ) -> Result<Base, ImageError> {
-    let name = format!("base-{}", base_digest(inputs));
+    let name = base_name(inputs);
     let dir = once(root, &name, waiting, &mut |partial| build(partial, inputs, packages))?;
     let manifest: BaseManifest = read_versioned(&dir.join(BASE_FILE), SCHEMA)?;
     manifest.kernel.check_size(&dir.join(KERNEL_FILE))?;

@@ -12,6 +12,7 @@ use crate::cpio::Archive;
 use crate::error::ImageError;
 use crate::inputs::{ImageInputs, digest};
 use crate::manifest::{FileEntry, MANIFEST_FILE, Manifest, SCHEMA, write_json};
+use crate::shelf::Hold;
 use crate::staged::{once, sync};
 
 /// A finished image on disk.
@@ -68,6 +69,14 @@ impl ImageDir {
             entry.check_size(&path)?;
         }
         Ok(image)
+    }
+
+    /// Holds it: until what this answers is dropped, it isn't taken away.
+    ///
+    /// # Errors
+    /// When it has just been.
+    pub fn hold(&self) -> Result<Hold, ImageError> {
+        Hold::on(&self.dir)
     }
 
     /// Compares every byte with the manifest's digests (about a second a gigabyte).

@@ -10,6 +10,7 @@
 //! manifest    manifest.json: digests and sizes of what was built
 //! staged      a folder that is built once: complete, or not there
 //! base        root file system, kernel and modules: what the images of all agents share
+//! shelf       the images of a folder: which there are, who uses them, taking away what nobody does
 //! builder     an image: the base and an initramfs with the agent
 //! ```
 //!
@@ -24,11 +25,14 @@ mod error;
 mod inputs;
 mod manifest;
 mod modules;
+mod shelf;
 mod sources;
 mod staged;
 
 pub use agent::find_or_build_agent;
+pub use base::base_name;
 pub use builder::{ImageDir, Progress, Step, ensure};
 pub use error::ImageError;
 pub use inputs::{Distribution, DistributionKind, ImageInputs, digest};
 pub use manifest::{FileEntry, Manifest, PackageEntry};
+pub use shelf::{Hold, Kind, Shelved, Use, shelf, take_away};

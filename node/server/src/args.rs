@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
-use crate::{dev, doctor, image, node};
+use crate::{dev, doctor, image, node, shelf};
 
 /// Exit code when Atoll itself failed, as the client's commands have it.
 pub(crate) const EXIT_FAILED: u8 = 125;
@@ -36,7 +36,7 @@ enum Command {
     Dev(DevArgs),
     /// Run one node of a mesh
     Node(NodeArgs),
-    /// Build or look at the guest image
+    /// Build, list and remove guest images
     Image(ImageArgs),
     /// Check what this machine has for running sandboxes, and say what each lack costs
     Doctor(DoctorArgs),
@@ -164,6 +164,24 @@ pub(crate) enum ImageAction {
         #[arg(long, value_name = "DIR", default_value = ".atoll/image")]
         dir: PathBuf,
     },
+    /// List the images, with their templates and who uses them
+    Ls {
+        /// The folder that holds images
+        #[arg(long, value_name = "DIR", default_value = ".atoll/image")]
+        dir: PathBuf,
+    },
+    /// Remove the images that nobody uses, with their templates, but for the one that this version of atoll runs
+    ///
+    /// An image is in use while a node runs with it, or a sandbox's machine that outlived its node. Stopped sandboxes start
+    /// with the image that their node has; snapshots carry what they need.
+    Prune {
+        /// The folder that holds images
+        #[arg(long, value_name = "DIR", default_value = ".atoll/image")]
+        dir: PathBuf,
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 /// `atoll doctor`.
@@ -183,7 +201,11 @@ impl Args {
             Command::Dev(DevArgs { action: Some(DevAction::Stop { data }), .. }) => dev::stop(&data),
             Command::Dev(DevArgs { action: None, start }) => dev::start(start),
             Command::Node(args) => node::run(&args.config),
-            Command::Image(ImageArgs { action: ImageAction::Build { dir } }) => image::build(&dir, json),
+            Command::Image(ImageArgs { action }) => match action {
+                ImageAction::Build { dir } => image::build(&dir, json),
+                ImageAction::Ls { dir } => shelf::ls(&dir, json),
+                ImageAction::Prune { dir, dry_run } => shelf::prune(&dir, dry_run, json),
+            },
             Command::Doctor(args) => return doctor::run(&args.image, json),
             Command::Keeper => unreachable!("main dispatches the keeper before the command line is parsed"),
         };

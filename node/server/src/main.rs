@@ -11,6 +11,7 @@ mod image;
 mod key_text;
 mod node;
 mod service;
+mod shelf;
 
 use std::process::ExitCode;
 

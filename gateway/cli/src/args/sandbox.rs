@@ -76,7 +76,7 @@ pub(crate) struct RuleArgs {
     /// Nothing at all
     #[arg(long)]
     pub(crate) no_network: bool,
-    /// Only this network, or address (with what else is allowed); may be given several times
+    /// Only this network, or address (with what else is allowed), and no names but allowed domains; may be given several times
     #[arg(long, value_name = "CIDR", conflicts_with = "no_network")]
     pub(crate) allow: Vec<String>,
     /// Never this network, or address; may be given several times

@@ -93,16 +93,11 @@ fn shape(sandbox: &v1::Sandbox) -> String {
     format!("{}x{}x{}", sandbox.cpu, sandbox.memory_mib, sandbox.disk_gib)
 }
 
-/// How long ago, in the largest unit that isn't zero.
+/// How long ago that was.
 fn age(created_at: &str, now: OffsetDateTime) -> String {
     let Ok(created) = OffsetDateTime::parse(created_at, &Rfc3339) else { return "?".to_owned() };
-    let seconds = (now - created).whole_seconds().max(0);
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..86_400 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
+    let seconds = u64::try_from((now - created).whole_seconds()).unwrap_or(0);
+    crate::output::age(std::time::Duration::from_secs(seconds))
 }
 
 pub(super) async fn info(args: SandboxArgs, client: &Client, output: &mut Output) -> Result<u8, Failure> {

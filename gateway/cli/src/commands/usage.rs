@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::args::UsageArgs;
 use crate::exit::{EXIT_OK, Failure};
-use crate::output::{Output, table};
+use crate::output::{Output, bytes, table};
 
 /// Sandboxes that are asked about at once.
 const ASKED_AT_ONCE: usize = 16;
@@ -61,35 +61,9 @@ fn dash() -> String {
     "-".to_owned()
 }
 
-/// In the largest binary unit of which there is one, to a tenth.
-fn bytes(count: u64) -> String {
-    let (unit, name) = match count {
-        0..1024 => return format!("{count} B"),
-        1024..0x10_0000 => (10, "KiB"),
-        0x10_0000..0x4000_0000 => (20, "MiB"),
-        _ => (30, "GiB"),
-    };
-    let tenths = (u128::from(count) * 10) >> unit;
-    format!("{}.{} {name}", tenths / 10, tenths % 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_are_shown_in_the_largest_unit_that_fits() {
-        for (count, shown) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            ((5 << 20) + (512 << 10), "5.5 MiB"),
-            (3 << 30, "3.0 GiB"),
-            (u64::MAX, "17179869183.9 GiB"),
-        ] {
-            assert_eq!(bytes(count), shown);
-        }
-    }
 
     #[test]
     fn what_has_no_machine_uses_nothing() {

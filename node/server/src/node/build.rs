@@ -10,7 +10,7 @@ use fabric_gossip::{Gossip, GossipConfig, GossipHandle};
 use fabric_quic::{Fabric, NodeIdentity, Protocol, QuicConfig, QuicFabric};
 use fabric_types::{Digest, Isolation, Name};
 use gateway_edge::{EdgeConfig, EdgeLimits};
-use guest_image::ImageDir;
+use guest_image::{Hold, ImageDir};
 use node_hypervisor::{ImagePaths, KeeperProgram, ProbeConfig, Probed, probe};
 use node_network::Networks;
 use node_runtime::{Runtime, RuntimeConfig};
@@ -48,6 +48,8 @@ pub(crate) struct Node {
     tasks: TaskTracker,
     /// What ended a part that must not end; the sender side lives in the tasks.
     failures: tokio::sync::Mutex<mpsc::Receiver<anyhow::Error>>,
+    /// Nobody takes the image away while this node runs.
+    _image: Hold,
 }
 
 impl Node {
@@ -63,6 +65,7 @@ impl Node {
         std::fs::create_dir_all(&config.run).with_context(|| format!("can't make {}", config.run.display()))?;
         let image = ImageDir::open(&config.image)
             .with_context(|| format!("{} is not a whole guest image", config.image.display()))?;
+        let hold = image.hold()?;
         let identity = NodeIdentity::load(&crate::dev::identity_folder(&config.data))
             .with_context(|| format!("no usable identity under {}", config.data.display()))?;
         // The HTTP port is taken first: a second process of the same node must not get as far as the stores.
@@ -141,6 +144,7 @@ impl Node {
             shutdown,
             tasks,
             failures: tokio::sync::Mutex::new(failures),
+            _image: hold,
         };
         node.spawn_all(http, store, &image, failure)?;
         Ok(node)
