@@ -155,11 +155,13 @@ impl Machine for Guest {
     }
 }
 
-/// Writes over what is there: a small file stays one block on the disk, with no new entry in a folder.
+/// Writes over what is there: a small file stays one block on the disk, with no new entry in a folder. One that keeps its
+/// length isn't cut: the file system would begin a transaction to cut nothing.
 pub(crate) fn rewrite(path: &str, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     file.write_all(text.as_bytes())?;
-    file.set_len(text.len() as u64)
+    let length = text.len() as u64;
+    if file.metadata()?.len() == length { Ok(()) } else { file.set_len(length) }
 }
 
 /// How many blocks the file system on a device has, by its superblock: 1024 bytes in, with the count's halves at 4 and
@@ -181,4 +183,20 @@ fn others_run() -> bool {
         pid != 1
             && fs::read(Path::new("/proc").join(pid.to_string()).join("cmdline")).is_ok_and(|line| !line.is_empty())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_over_is_all_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hostname");
+        let path = path.to_str().unwrap();
+        for text in ["one\n", "two\n", "longer\n", "x\n", "", "again\n"] {
+            rewrite(path, text).unwrap();
+            assert_eq!(fs::read_to_string(path).unwrap(), text);
+        }
+    }
 }

@@ -35,9 +35,10 @@ pub const MODULES_LIST: &str = "/modules.list";
 /// start at once: the identity brings the host's entropy before any command runs.
 pub const KERNEL_ARGS: &str = "quiet loglevel=4 panic=-1 audit=0 apparmor=0 lsm=landlock cryptomgr.notests nowatchdog \
     nokaslr random.trust_cpu=on rcupdate.rcu_expedited=1 no_timer_check transparent_hugepage=madvise";
-/// Added under TCG: the emulated processor needs no mitigations and no second zeroing of memory, and address
-/// randomization empties the translation cache at each new process (26-52 ms a command instead of 6-14).
-pub const KERNEL_ARGS_TCG: &str = "norandmaps mitigations=off init_on_alloc=0 tsc=reliable";
+/// Added under TCG: the emulated processor needs no mitigations, no second zeroing of memory and no account of what waits
+/// for what at each switch (a hundredth of a command's time), and address randomization empties the translation cache at
+/// each new process (26-52 ms a command instead of 6-14).
+pub const KERNEL_ARGS_TCG: &str = "norandmaps mitigations=off init_on_alloc=0 tsc=reliable psi=0";
 /// The console on QEMU's and Cloud Hypervisor's serial port.
 pub const KERNEL_ARGS_CONSOLE: &str = "console=ttyS0";
 

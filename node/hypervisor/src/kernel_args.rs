@@ -12,8 +12,8 @@ const ALWAYS: &str = "console=ttyS0 quiet loglevel=4 panic=-1 audit=0 apparmor=0
      nokaslr random.trust_cpu=on rcupdate.rcu_expedited=1 no_timer_check transparent_hugepage=madvise 8250.nr_uarts=1";
 /// Under TCG: addresses aren't randomized, since each exec would translate the same code anew (20-40 ms); mitigations
 /// of processor faults are off, since there is no processor speculating on guest code; memory isn't zeroed twice; the
-/// clock is QEMU's and needs no watchdog.
-const UNDER_TCG: &str = "norandmaps mitigations=off init_on_alloc=0 tsc=reliable";
+/// clock is QEMU's and needs no watchdog; no account is kept of what waits for what (PSI, a hundredth of a command's time).
+const UNDER_TCG: &str = "norandmaps mitigations=off init_on_alloc=0 tsc=reliable psi=0";
 
 /// The command line; the agent takes nothing from it.
 pub(crate) fn kernel_args(accelerator: Accelerator, further: &str) -> String {
