@@ -244,6 +244,8 @@ fn has_mapped(pid: u32, files: &HashSet<(u64, u64)>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     /// A folder that looks like an image, with a template.
@@ -303,9 +305,16 @@ mod tests {
         // A program that runs from the folder has it mapped and not open.
         fs::copy("/bin/sleep", dir.join("sleep")).unwrap();
         let mut child = std::process::Command::new(dir.join("sleep")).arg("60").spawn().unwrap();
-        assert_eq!(only(root.path()).used_by, Use::Processes(vec![child.id()]));
+        let its = Use::Processes(vec![child.id()]);
+        // It is started a moment before its program is mapped.
+        let start = Instant::now();
+        while only(root.path()).used_by != its && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let seen = only(root.path()).used_by;
         child.kill().unwrap();
         child.wait().unwrap();
+        assert_eq!(seen, its);
         assert!(take_away(&only(root.path())).unwrap());
     }
 
