@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use crate::ApiError;
+use crate::v1::Usage;
 
 /// A request with what every call carries.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -306,13 +307,8 @@ pub enum NodeReply {
     Observed(Box<Observed>),
     /// What the owner sees of several.
     ObservedMany(Vec<Observed>),
-    /// What a sandbox's machine uses; none while it has no machine.
-    Usage {
-        /// Which.
-        id: SandboxId,
-        /// How much.
-        machine: Option<MachineUsage>,
-    },
+    /// What a sandbox's machine uses, as clients are told.
+    Usage(Usage),
     /// A snapshot was taken into the owner's store.
     Taken(Box<SnapshotTaken>),
     /// The children of a fork.
@@ -368,28 +364,6 @@ pub struct Observed {
     pub phase: Phase,
     /// When it last changed or was used.
     pub last_activity: UnixMillis,
-}
-
-/// What a sandbox's machine uses and what its guest has moved, both since its monitor began.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct MachineUsage {
-    /// Processor time of its monitor, ms.
-    pub cpu_ms: u64,
-    /// Host memory that it alone uses, bytes.
-    pub memory_private_bytes: u64,
-    /// Host memory that it uses, with what it shares with other sandboxes, bytes.
-    pub memory_resident_bytes: u64,
-    /// Bytes read from its disks.
-    pub disk_read_bytes: u64,
-    /// Bytes written.
-    pub disk_written_bytes: u64,
-    /// Reads.
-    pub disk_reads: u64,
-    /// Writes.
-    pub disk_writes: u64,
-    /// Bytes received and sent by its card, where its monitor counts them.
-    pub network_bytes: Option<(u64, u64)>,
 }
 
 /// A snapshot in the owner's store, before the catalog knows it.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use fabric_api::node::{FORK_CHILDREN_MAX, ForkView, MachineUsage, NewSandbox, NodeReply, NodeRequest, SandboxView};
+use fabric_api::node::{FORK_CHILDREN_MAX, ForkView, NewSandbox, NodeReply, NodeRequest, SandboxView};
+use fabric_api::v1::Usage;
 use fabric_api::{ApiError, ErrorCode};
 use fabric_types::{
     Desired, FailReason, Intervals, Labels, Name, NetworkPolicy, Phase, RegionCode, SandboxId, Shape, Source,
@@ -81,12 +82,12 @@ pub(crate) async fn get(edge: &Edge, caller: &Caller, key: &str) -> Answer<Sandb
     Ok(edge.mesh().find(key, &caller.scope(LOOK_UP)).await?)
 }
 
-/// What a sandbox's machine uses; none while it has no machine.
-pub(crate) async fn usage(edge: &Edge, caller: &Caller, key: &str) -> Answer<(SandboxId, Option<MachineUsage>)> {
+/// What a sandbox's machine uses.
+pub(crate) async fn usage(edge: &Edge, caller: &Caller, key: &str) -> Answer<Usage> {
     let (mesh, scope) = (edge.mesh(), caller.scope(LOOK_UP));
     let (region, key) = mesh.home(key, &scope).await?;
     match mesh.ask(&region, NodeRequest::Usage { key }, &scope).await? {
-        NodeReply::Usage { id, machine } => Ok((id, machine)),
+        NodeReply::Usage(usage) => Ok(usage),
         reply => Err(odd_reply(&reply).into()),
     }
 }

@@ -55,9 +55,12 @@ impl Base {
     }
 }
 
+/// What the names of bases' folders begin with.
+pub(crate) const BASE: &str = "base-";
+
 /// The name of the folder of these inputs' base.
 pub fn base_name(inputs: &ImageInputs) -> String {
-    format!("base-{}", base_digest(inputs))
+    format!("{BASE}{}", base_digest(inputs))
 }
 
 /// The base for these inputs under `root`, built if it must be.

@@ -35,4 +35,4 @@ pub use builder::{ImageDir, Progress, Step, ensure};
 pub use error::ImageError;
 pub use inputs::{Distribution, DistributionKind, ImageInputs, digest};
 pub use manifest::{FileEntry, Manifest, PackageEntry};
-pub use shelf::{Hold, Kind, Shelved, Use, shelf, take_away};
+pub use shelf::{Hold, Kind, Shelved, TEMPLATES, Use, shelf, take_away};

@@ -15,12 +15,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::base::BASE;
 use crate::error::ImageError;
 use crate::manifest::MANIFEST_FILE;
 use crate::staged::remove_folder;
 
-/// Where an image's templates lie, by the nodes' convention.
-const TEMPLATES: &str = "templates";
+/// The folder of an image's templates, in its own.
+pub const TEMPLATES: &str = "templates";
 /// What a name ends with while its folder is built, or on its way out.
 const UNFINISHED: [&str; 2] = ["partial", "old"];
 /// Bytes of a block as stat(2) counts them.
@@ -132,7 +133,7 @@ pub fn take_away(shelved: &Shelved) -> Result<bool, ImageError> {
 fn look(dir: &Path) -> Result<Option<Shelved>, ImageError> {
     let (Some(name), true) = (dir.file_name().and_then(|name| name.to_str()), dir.is_dir()) else { return Ok(None) };
     let unfinished = dir.extension().is_some_and(|ending| UNFINISHED.iter().any(|unfinished| ending == *unfinished));
-    let kind = match (unfinished, name.starts_with("base-"), dir.join(MANIFEST_FILE).is_file()) {
+    let kind = match (unfinished, name.starts_with(BASE), dir.join(MANIFEST_FILE).is_file()) {
         (true, _, _) => Kind::Unfinished,
         (false, true, _) => Kind::Base,
         (false, false, true) => Kind::Image,

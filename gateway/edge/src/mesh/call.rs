@@ -124,7 +124,7 @@ pub(crate) fn odd_reply(reply: &NodeReply) -> ApiError {
         NodeReply::Keys(_) => "keys",
         NodeReply::Status(_) => "a status",
         NodeReply::Fork(_) => "a fork",
-        NodeReply::Usage { .. } => "a usage",
+        NodeReply::Usage(_) => "a usage",
         NodeReply::Observed(_) | NodeReply::ObservedMany(_) | NodeReply::Taken(_) | NodeReply::Forked { .. } => {
             "an owner's reply"
         }

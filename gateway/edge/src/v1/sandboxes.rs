@@ -114,8 +114,7 @@ pub(super) async fn usage(
     caller: Caller,
     Segments([key]): Segments<1>,
 ) -> Answer<Json<wire::Usage>> {
-    let (id, machine) = sandboxes::usage(&edge, &caller, &key).await?;
-    Ok(Json(wire::Usage { id: id.to_string(), machine: machine.map(view::machine_usage) }))
+    Ok(Json(sandboxes::usage(&edge, &caller, &key).await?))
 }
 
 /// `DELETE /v1/sandboxes/{id or name}`

@@ -1,7 +1,7 @@
 //! The mesh's types as `/v1` shows them.
 
 use fabric_api::millis::Millis;
-use fabric_api::node::{KeyView, MachineUsage, SandboxView, SnapshotView};
+use fabric_api::node::{KeyView, SandboxView, SnapshotView};
 use fabric_api::v1 as wire;
 use fabric_types::{DomainPattern, Intervals, Minutes, NetworkPolicy};
 
@@ -60,21 +60,6 @@ fn intervals(intervals: Intervals) -> wire::Intervals {
         auto_archive_minutes: shown(intervals.auto_archive),
         auto_delete_minutes: shown(intervals.auto_delete),
         ttl_minutes: shown(intervals.ttl),
-    }
-}
-
-/// What a machine uses.
-pub(super) fn machine_usage(usage: MachineUsage) -> wire::MachineUsage {
-    wire::MachineUsage {
-        cpu_ms: usage.cpu_ms,
-        memory_private_bytes: usage.memory_private_bytes,
-        memory_resident_bytes: usage.memory_resident_bytes,
-        disk_read_bytes: usage.disk_read_bytes,
-        disk_written_bytes: usage.disk_written_bytes,
-        disk_reads: usage.disk_reads,
-        disk_writes: usage.disk_writes,
-        network_received_bytes: usage.network_bytes.map(|(received, _)| received),
-        network_sent_bytes: usage.network_bytes.map(|(_, sent)| sent),
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use fabric_api::node::*;
+use fabric_api::v1::{MachineUsage, Usage};
 use fabric_api::{ApiError, ErrorCode};
 use fabric_types::*;
 use gateway_edge::{LocalNode, Principal, RelayBody, Route};
@@ -226,8 +227,15 @@ impl FakeNode {
             NodeRequest::Snapshot { key, name } => self.snapshot(&key, name),
             NodeRequest::Usage { key } => {
                 let view = self.find(&key.key, &key.organization)?;
-                let used = MachineUsage { cpu_ms: 7, network_bytes: Some((8, 9)), ..MachineUsage::default() };
-                Ok(NodeReply::Usage { id: view.spec.id, machine: (view.phase == Phase::Running).then_some(used) })
+                let (received, sent) = (Some(8), Some(9));
+                let used = MachineUsage {
+                    cpu_ms: 7,
+                    network_received_bytes: received,
+                    network_sent_bytes: sent,
+                    ..MachineUsage::default()
+                };
+                let machine = (view.phase == Phase::Running).then_some(used);
+                Ok(NodeReply::Usage(Usage { id: view.spec.id.to_string(), machine }))
             }
             NodeRequest::ListSnapshots { .. } => {
                 Ok(NodeReply::Snapshots(self.region.snapshots.lock().expect("snapshots").clone()))

@@ -21,7 +21,7 @@ use super::config::{channel_socket, kernel_link, monitor_folder};
 use super::saved::{SavedState, empty_folder, memory_ranges, remove_folders};
 use crate::disk::copy_sparse;
 use crate::durable::remove_file;
-use crate::keeper::{Here, Keeper, Request, read_runs};
+use crate::keeper::{Here, Keeper, RESET, Request, read_runs};
 use crate::launch::{Kept, PAGES_LIMIT};
 use crate::memory;
 use crate::template;
@@ -44,11 +44,11 @@ const RESTORED_PAUSE: Duration = Duration::from_millis(100);
 /// The monitor's word for that (VmRestoring in vmm/src/vm.rs).
 const RESTORING: &str = "restor";
 
-/// The keeper's sentence, or a plainer one where it repeats how the monitor misses the kernel (`forget_kernel_link`):
-/// whatever else it doesn't find, it answers a call with.
+/// The keeper's sentence, or the one for a reset where the monitor ended before its event was told and the sentence repeats
+/// how it misses the kernel (`forget_kernel_link`): whatever else it doesn't find, it answers a call with.
 pub(super) fn told(how: String) -> String {
     let missed = how.starts_with("the monitor exited with status 1: ") && how.ends_with("(os error 2)");
-    if missed { "the guest reset, and a machine boots once".to_owned() } else { how }
+    if missed { RESET.to_owned() } else { how }
 }
 
 /// A machine.

@@ -22,7 +22,7 @@ const EVENT_BYTES_MAX: usize = 4 << 10;
 const BETWEEN: &[u8] = b"\n\n";
 
 /// How a machine ends whose guest reset it, as a sentence without its subject.
-pub(super) const RESET: &str = "the guest reset, and a machine boots once";
+pub(crate) const RESET: &str = "the guest reset, and a machine boots once";
 
 /// The part of an event that matters.
 #[derive(Deserialize)]

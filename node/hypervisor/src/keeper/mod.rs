@@ -29,6 +29,7 @@ mod watch;
 
 pub(crate) use client::{ASK_LIMIT, Creator, Here, Keeper, ask_blocking, unexpected};
 pub(crate) use config::{EndRecord, KeeperConfig, ListenerConfig, SCHEMA, VmRecord};
+pub(crate) use events::RESET;
 pub(crate) use pages::{check_runs, read_runs, write_runs};
 pub(crate) use plug::{PlugError, open_tap};
 pub(crate) use protocol::{Based, Reply, Request};

@@ -10,7 +10,7 @@ use fabric_gossip::{Gossip, GossipConfig, GossipHandle};
 use fabric_quic::{Fabric, NodeIdentity, Protocol, QuicConfig, QuicFabric};
 use fabric_types::{Digest, Isolation, Name};
 use gateway_edge::{EdgeConfig, EdgeLimits};
-use guest_image::{Hold, ImageDir};
+use guest_image::{Hold, ImageDir, TEMPLATES};
 use node_hypervisor::{ImagePaths, KeeperProgram, ProbeConfig, Probed, probe};
 use node_network::Networks;
 use node_runtime::{Runtime, RuntimeConfig};
@@ -304,5 +304,5 @@ fn resolver(config: &NodeConfig, gossip: &GossipHandle) -> Resolver {
 
 /// Templates lie beside the image that they were booted from, shared by the nodes of the host.
 fn templates(image: &Path) -> std::path::PathBuf {
-    image.join("templates")
+    image.join(TEMPLATES)
 }

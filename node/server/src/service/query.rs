@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fabric_api::node::{
-    GroupStatus, MachineUsage, NodeAnswer, NodeCall, NodeReply, NodeRequest, NodeStatus, Observed, SandboxKey,
-    SandboxView, TemplateView,
+    GroupStatus, NodeAnswer, NodeCall, NodeReply, NodeRequest, NodeStatus, Observed, SandboxKey, SandboxView,
+    TemplateView,
 };
+use fabric_api::v1::{MachineUsage, Usage};
 use fabric_api::{ApiError, ErrorCode};
 use fabric_types::{FailReason, Generation, NodeId, OrganizationId, Phase, SandboxId};
-use node_runtime::Usage;
 use raft_consensus::GroupMetrics;
 use raft_placement::region::{Record, State};
 
@@ -63,7 +63,7 @@ impl Service {
     /// What the machine of a sandbox of this node uses.
     pub(super) async fn measure(&self, id: &SandboxId, generation: Generation) -> NodeAnswer {
         let usage = self.runtime.usage(id, generation).await.map_err(errors::runtime)?;
-        Ok(NodeReply::Usage { id: id.clone(), machine: usage.as_ref().map(used) })
+        Ok(NodeReply::Usage(Usage { id: id.to_string(), machine: usage.as_ref().map(used) }))
     }
 
     /// The records with what their owners see; each owner is asked once, all at the same time.
@@ -122,7 +122,7 @@ fn group(name: &str, metrics: GroupMetrics) -> GroupStatus {
 }
 
 /// What the runtime measures, as it crosses processes.
-fn used(Usage { machine, devices }: &Usage) -> MachineUsage {
+fn used(node_runtime::Usage { machine, devices }: &node_runtime::Usage) -> MachineUsage {
     MachineUsage {
         cpu_ms: machine.cpu_ms,
         memory_private_bytes: machine.private_kib.saturating_mul(1024),
@@ -131,7 +131,8 @@ fn used(Usage { machine, devices }: &Usage) -> MachineUsage {
         disk_written_bytes: devices.disk_written_bytes,
         disk_reads: devices.disk_reads,
         disk_writes: devices.disk_writes,
-        network_bytes: devices.network.map(|network| (network.received_bytes, network.sent_bytes)),
+        network_received_bytes: devices.network.map(|network| network.received_bytes),
+        network_sent_bytes: devices.network.map(|network| network.sent_bytes),
     }
 }
 
