@@ -94,7 +94,10 @@ async fn vm_half_made_when_its_node_is_killed_leaves_nothing() {
         // What was swept is gone, and what couldn't be reached ends by itself.
         until("the end of a half-made machine", GONE_LIMIT, || processes_naming(&place).is_empty()).await;
         assert_eq!(files_in(&spec.folder.dir), ["disk"], "{swept:?} after {delay_ms} ms");
-        assert_eq!(files_in(&spec.folder.run), [""; 0], "{swept:?} after {delay_ms} ms");
+        // A node that was killed at once hadn't made its folder of sockets.
+        if spec.folder.run.exists() {
+            assert_eq!(files_in(&spec.folder.run), [""; 0], "{swept:?} after {delay_ms} ms");
+        }
         assert_eq!(sweep([&spec.folder]), [Swept::Nothing]);
     }
     println!("killed while creating: {outcomes:?}");
