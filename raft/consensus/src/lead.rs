@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fabric_types::NodeId;
-use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::{ChangeMembers, Raft, ReadPolicy};
 use raft_placement::{Machine, Versioned};
@@ -91,7 +91,12 @@ pub(crate) enum LeadReply<M: Machine> {
     },
     /// It led, and lost the lead before the entry was committed: the next leader may have it or not.
     Lost,
-    /// A change of members that can't be made, or not yet.
+    /// A change of members that can't be made yet: another is being made, perhaps this one by an earlier try.
+    Busy {
+        /// Why.
+        cause: String,
+    },
+    /// A change of members that can't be made.
     Refused {
         /// Why.
         cause: String,
@@ -236,6 +241,7 @@ impl<M: Machine> Lead<M> {
                 Tried::Elsewhere(Some(leader), cause)
             }
             LeadReply::NotLeader { .. } => Tried::Elsewhere(None, format!("{asked} knows no leader")),
+            LeadReply::Busy { cause } => Tried::Elsewhere(None, cause),
             LeadReply::Lost => Tried::Lost(format!("{asked} lost the lead before it was committed")),
             LeadReply::Refused { cause } => Tried::Failed(LeadError::Refused(cause)),
             LeadReply::Stopped { cause } => Tried::Failed(LeadError::Stopped(cause)),
@@ -269,6 +275,9 @@ impl<M: Machine> Lead<M> {
             Ok(done) => LeadReply::Done { index: done.log_id.index(), answer: done.data },
             Err(ClientWriteError::ForwardToLeader(forward)) => not_leader(forward),
             Err(ClientWriteError::LogEntryDiscarded(_)) => LeadReply::Lost,
+            Err(ClientWriteError::ChangeMembershipError(
+                error @ (ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_)),
+            )) => LeadReply::Busy { cause: error.to_string() },
             Err(error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
                 LeadReply::Refused { cause: error.to_string() }
             }

@@ -318,6 +318,18 @@ async fn a_store_of_another_node_kind_or_schema_is_refused_with_a_sentence() {
     assert!(newer.contains("has schema 7; this program knows schemas 1 to 1"), "{newer}");
 }
 
+#[test]
+fn a_store_that_is_just_being_closed_is_waited_for() {
+    let folder = TempDir::new().expect("a folder");
+    let open = SledBackend::open(folder.path()).expect("a store");
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        drop(open);
+    });
+    SledBackend::open(folder.path()).expect("it is free in time");
+    closing.join().expect("closed");
+}
+
 /// Where the child below writes, and on which store. Without them it does nothing.
 const CHILD_FOLDER: &str = "RAFT_CONSENSUS_CHILD_FOLDER";
 const CHILD_KIND: &str = "RAFT_CONSENSUS_CHILD_KIND";
@@ -328,7 +340,8 @@ async fn child_that_writes_until_it_is_killed() {
     let (Ok(folder), Ok(kind)) = (std::env::var(CHILD_FOLDER), std::env::var(CHILD_KIND)) else { return };
     let (_host, group) = alone(kind.parse().expect("a kind"), Path::new(&folder)).await;
     let begin = u32::try_from(group.state().borrow().nodes().len()).expect("few nodes");
-    for number in begin + 1..=1000 {
+    // More than its parent waits for, and in all its lives fewer than a region may have.
+    for number in begin + 1..=begin + 150 {
         group.propose(command(number), PATIENCE).await.expect("written");
         println!("acknowledged {number}");
     }

@@ -283,8 +283,15 @@ fn a_copy_of_a_large_state_costs_little() {
         let command = Command::Place { spec: Box::new(spec), node: node(0), generation: Generation::FIRST };
         Placement::apply(&mut state, &command).expect("placed");
     }
-    let begun = std::time::Instant::now();
-    let copies: Vec<_> = (0..100).map(|_| state.clone()).collect();
-    // A hundred deep copies of 20,000 records take seconds; the bound is loose, for a loaded machine.
-    assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{:?} for {}", begun.elapsed(), copies.len());
+    let mut copies: Vec<_> = (0..100)
+        .map(|_| {
+            let begun = std::time::Instant::now();
+            let copy = state.clone();
+            (begun.elapsed(), copy)
+        })
+        .collect();
+    // A deep copy of 20,000 records takes tens of milliseconds. Of a hundred the middle one counts: a pause of the
+    // machine makes a few of them long.
+    copies.sort_by_key(|(took, _)| *took);
+    assert!(copies[50].0 < std::time::Duration::from_millis(10), "{:?} for a copy", copies[50].0);
 }

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::backend::{BATCH_ENTRIES_MAX, Backend, Pair, StoreError, StoreKind};
 
@@ -13,6 +14,8 @@ use super::backend::{BATCH_ENTRIES_MAX, Backend, Pair, StoreError, StoreKind};
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// sled's log file in its folder.
 const LOG_FILE: &str = "db";
+/// How long an opening waits for who has the store open.
+const UNLOCKED_WITHIN: Duration = Duration::from_secs(5);
 
 /// An ordered map on sled.
 pub struct SledBackend {
@@ -21,7 +24,7 @@ pub struct SledBackend {
 }
 
 impl SledBackend {
-    /// Opens or creates the store in a folder.
+    /// Opens or creates the store in a folder. Blocks: up to 5 s while another has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |cause: &dyn std::fmt::Display| StoreError::open(StoreKind::Sled, path, cause);
         let config = sled::Config::new()
@@ -29,11 +32,27 @@ impl SledBackend {
             .cache_capacity(CACHE_BYTES)
             // Flushing is ours to decide: a periodic one would only add writes nobody waits for.
             .flush_every_ms(None);
-        let db = config.open().map_err(|error| failed(&error))?;
+        let db = unlocked(&config).map_err(|error| failed(&error))?;
         let log = File::open(path.join(LOG_FILE)).map_err(|error| failed(&error))?;
         // The names of files just created must survive too.
         File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| failed(&error))?;
         Ok(Self { db, log })
+    }
+}
+
+/// Opens it once nobody else has it open. A thread of sled's may hold the lock for a moment after the last handle is gone.
+fn unlocked(config: &sled::Config) -> sled::Result<sled::Db> {
+    let begun = Instant::now();
+    loop {
+        match config.open() {
+            // sled has no kind for it (`Config::try_lock`).
+            Err(sled::Error::Io(error))
+                if begun.elapsed() < UNLOCKED_WITHIN && error.to_string().starts_with("could not acquire lock") =>
+            {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
     }
 }
 
