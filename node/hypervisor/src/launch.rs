@@ -65,7 +65,7 @@ pub(crate) fn check_pages(snapshot: &SnapshotFiles, template: &TemplateManifest)
 /// the keeper's end rather than the monitor's own, since all of the log is there by then.
 pub(crate) async fn explained(error: VmError, folder: &VmFolder, process: ProcessRef) -> VmError {
     match error {
-        VmError::Ended { label, how } if process.gone(EXIT_LIMIT).await => {
+        VmError::Ended { label, how } if process.gone(GONE_LIMIT).await => {
             let said = last_line(&folder.vmm_log());
             let how = if said.is_empty() { how } else { format!("{how}; it said: {said}") };
             VmError::Ended { label, how }

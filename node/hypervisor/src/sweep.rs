@@ -1,6 +1,7 @@
 //! Folders that an earlier process of this node left: what is half-made is ended and cleared.
 
-use std::time::Duration;
+use std::io;
+use std::time::{Duration, Instant};
 
 use crate::VmFolder;
 use crate::durable::{read_json, remove_file};
@@ -10,8 +11,13 @@ use crate::seal::release;
 
 /// How long a keeper may take to answer; it does nothing else meanwhile.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// How long a keeper may take from its answer to its end.
+/// How long the keeper of a complete machine may take that answers nothing: its disk may be slow, and what it keeps is
+/// somebody's.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a half-made machine's keeper may take from its answer to its end.
 const EXIT_LIMIT: Duration = Duration::from_millis(500);
+/// How long the keeper of a complete machine may take to write how that ended.
+const RECORD_LIMIT: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone: freeing a large guest's memory.
 const GONE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -29,7 +35,7 @@ pub enum Swept {
 }
 
 /// Looks into each folder, ends keepers and monitors of half-made machines and clears after them. Blocks: milliseconds
-/// for what is sound, up to 20 s for what has to be killed.
+/// for what is sound, up to 20 s for what has to be killed, a minute for a complete machine whose keeper doesn't answer.
 pub fn sweep<'a>(folders: impl IntoIterator<Item = &'a VmFolder>) -> Vec<Swept> {
     folders.into_iter().map(sweep_one).collect()
 }
@@ -48,7 +54,7 @@ pub fn end_machine(folder: &VmFolder) -> bool {
 }
 
 fn sweep_one(folder: &VmFolder) -> Swept {
-    match ask_blocking(&folder.keeper_socket(), &Request::Hello, ANSWER_LIMIT) {
+    match greeted(folder) {
         Ok(Reply::Here { confirmed: true, .. }) => Swept::Lives,
         Ok(_) => {
             end_machine(folder);
@@ -56,12 +62,31 @@ fn sweep_one(folder: &VmFolder) -> Swept {
         }
         Err(_) => {
             // A keeper that is ending closes its socket before it writes how its machine ended.
+            for process in recorded(folder).into_iter().flatten() {
+                process.wait_gone(RECORD_LIMIT);
+            }
             end_processes(folder, None);
             if folder.end_record().exists() {
                 release(folder);
                 return Swept::Ended;
             }
             if clear(folder, None) { Swept::Cleared } else { Swept::Nothing }
+        }
+    }
+}
+
+/// Greets the keeper. That of a complete machine, which is one with a record, is greeted again while it lives and only
+/// takes long.
+fn greeted(folder: &VmFolder) -> io::Result<Reply> {
+    let begun = Instant::now();
+    loop {
+        let answer = ask_blocking(&folder.keeper_socket(), &Request::Hello, ANSWER_LIMIT);
+        // A read or write past its limit is the one or the other (socket(7), SO_RCVTIMEO).
+        let late = |error: &io::Error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+        let waits = begun.elapsed() < PATIENCE && recorded(folder).is_some_and(|[keeper, _]| keeper.lives());
+        match answer {
+            Err(error) if late(&error) && waits => {}
+            answer => return answer,
         }
     }
 }

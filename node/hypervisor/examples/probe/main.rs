@@ -3,7 +3,7 @@
 //! ```text
 //! probe out KEY=VALUE...     tries everything once, a line each: its name, then the error or `ALLOWED`
 //! probe threads              starts threads until none can be started; says how many there were
-//! probe memory MIB           writes that much memory
+//! probe memory MIB FILE      writes that much memory once the file says `begin`
 //! probe hold                 says that it is there and waits
 //! ```
 
@@ -13,6 +13,7 @@ mod attempts;
 mod sys;
 
 use std::collections::HashMap;
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -50,9 +51,12 @@ fn main() {
             println!("threads {count} {why}");
             wait();
         }
-        ["memory", mib] => {
+        ["memory", mib, file] => {
             let mib: usize = mib.parse().unwrap_or(0);
             let mut held: Vec<Vec<u8>> = Vec::new();
+            while !fs::read(file).is_ok_and(|text| text == b"begin") {
+                thread::sleep(Duration::from_millis(5));
+            }
             println!("filling");
             for _ in 0..mib {
                 held.push(vec![1; 1 << 20]);

@@ -32,7 +32,7 @@ use super::{CloneMemory, card};
 use crate::disk::copy_sparse;
 use crate::durable::remove_file;
 use crate::keeper::{
-    Creator, Here, Keeper, KeeperConfig, ListenerConfig, Request, SCHEMA, SpawnedKeeper, spawn, write_runs,
+    Creator, Here, Keeper, KeeperConfig, ListenerConfig, Request, SCHEMA, SpawnedKeeper, spawn, vacant, write_runs,
 };
 use crate::launch::{PAGES_LIMIT, check_pages, clear_after, explained};
 use crate::memory;
@@ -80,6 +80,7 @@ impl Started {
         spec: VmSpec,
         ahead: bool,
     ) -> Result<Self, VmError> {
+        vacant(&spec.folder)?;
         let folder = make_folders(&spec.folder)?;
         let own = spec.folder.clone();
         match Self::start_in(&folder, config, fit, common, spec, ahead).await {

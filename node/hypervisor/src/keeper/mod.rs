@@ -35,4 +35,4 @@ pub(crate) use plug::{PlugError, open_tap};
 pub(crate) use protocol::{Based, Reply, Request};
 pub use run::keeper_main;
 pub use spawn::KeeperProgram;
-pub(crate) use spawn::{SpawnedKeeper, spawn};
+pub(crate) use spawn::{SpawnedKeeper, spawn, vacant};

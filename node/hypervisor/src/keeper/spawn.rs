@@ -131,6 +131,16 @@ fn explained(error: VmError, folder: &VmFolder) -> VmError {
     }
 }
 
+/// Refuses a folder in which a machine lives.
+pub(crate) fn vacant(folder: &VmFolder) -> Result<(), VmError> {
+    let path = folder.keeper_socket();
+    if UnixStream::connect(&path).is_ok() {
+        let source = io::Error::new(io::ErrorKind::AddrInUse, "another machine's keeper lives in this folder");
+        return Err(VmError::File { action: "listen on", path, source });
+    }
+    Ok(())
+}
+
 /// Makes both folders and the listening socket; leftovers of an ended machine are removed, a living one is an error.
 fn prepare(folder: &VmFolder) -> Result<UnixListener, VmError> {
     for path in [&folder.dir, &folder.run] {
@@ -145,9 +155,7 @@ fn prepare(folder: &VmFolder) -> Result<UnixListener, VmError> {
     if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "a socket's path ends at 107 bytes")));
     }
-    if UnixStream::connect(&path).is_ok() {
-        return Err(failed(io::Error::new(io::ErrorKind::AddrInUse, "another machine's keeper lives in this folder")));
-    }
+    vacant(folder)?;
     release(folder);
     for path in folder.all_files().iter().chain([&folder.record()]) {
         remove_file(path)?;

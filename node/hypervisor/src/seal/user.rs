@@ -78,7 +78,9 @@ mod tests {
 
     #[test]
     fn two_living_machines_never_share_a_user() {
-        let folder = Path::new("/some/folder/of/a/test");
+        // Numbers are the host's: the same test may run in another process.
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
         let (one, other) = (claim(folder).expect("free"), claim(folder).expect("free"));
         assert_ne!(one.uid, other.uid);
         let freed = one.uid;

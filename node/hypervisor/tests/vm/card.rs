@@ -178,7 +178,7 @@ async fn passt_serves_and_ends_with_its_machine(driver: &dyn Hypervisor, place: 
     let (said, _) = tokio::join!(accepted, guest.sh(&fetch));
     assert_eq!(said.expect("no panic"), "from a guest");
     vm.shutdown().await.expect("it ends");
-    until("passt ends with its machine", Duration::from_secs(5), || !helpers.iter().any(|&pid| runs(pid))).await;
+    until("passt ends with its machine", Duration::from_secs(30), || !helpers.iter().any(|&pid| runs(pid))).await;
 }
 
 async fn a_missing_tap_is_an_error_that_leaves_nothing(driver: &dyn Hypervisor, place: &Place, lab: &Namespace) {

@@ -20,11 +20,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 
+use crate::counting::all_said;
 use crate::freestanding::{self, SAID, TICK, Then};
 use crate::support::{Place, files_in, image, keeper, kvm, ms, processes_naming, runs, skip, until};
 
 /// How long such a guest may take to say its line, or to end, on a busy host.
-const SAY_LIMIT: Duration = Duration::from_secs(10);
+const SAY_LIMIT: Duration = Duration::from_secs(30);
 /// What is told of a guest that powers itself off.
 const POWERED_OFF: &str = "the monitor exited by itself with status 0 (the guest powered off or reset)";
 /// What is told of one that resets itself.
@@ -116,8 +117,7 @@ async fn vm_cloud_hypervisor_runs_pauses_and_resumes_a_guest() {
         let start = Instant::now();
         assert_eq!(vm.state().await.expect("a state"), VmState::Paused);
         let asked = ms(start);
-        // What it had said when it was stopped is still on its way through the pipe.
-        tokio::time::sleep(WATCH / 5).await;
+        all_said(vm.as_ref()).await;
         let (before, used) = (ticks(&spec), vm.counters().await.expect("counters"));
         tokio::time::sleep(WATCH).await;
         let still = vm.counters().await.expect("counters");
@@ -194,7 +194,7 @@ async fn vm_cloud_hypervisor_ends_while_paused_and_before_its_first_instruction(
         let start = Instant::now();
         vm.shutdown().await.expect("it ends");
         println!("shut down, {label}: {:.1} ms", ms(start));
-        assert!(start.elapsed() < Duration::from_secs(4), "{label}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(7), "{label}: {:?}", start.elapsed());
         vm.shutdown().await.expect("ending is idempotent");
         assert_eq!(vm.state().await.expect("a state"), VmState::Ended);
         match vm.resume().await {
@@ -243,6 +243,11 @@ async fn vm_cloud_hypervisor_machine_is_adopted_and_goes_on() {
     println!("adopted in {:.1} ms", ms(start));
     assert_eq!((vm.spec(), vm.state().await.expect("a state")), (&spec, VmState::Running));
     assert_eq!(vm.counters().await.expect("counters").vmm_pid, before.vmm_pid);
+    // What is refused where a machine lives takes nothing away from it.
+    let files = (files_in(&spec.folder.dir), files_in(&spec.folder.run));
+    let error = driver.create(spec.clone()).await.err().expect("it lives there").to_string();
+    assert!(error.contains("another machine's keeper lives in this folder"), "{error}");
+    assert_eq!((files_in(&spec.folder.dir), files_in(&spec.folder.run)), files);
     let seen = ticks(&spec);
     until("a tick after adoption", SAY_LIMIT, || ticks(&spec) > seen).await;
     vm.pause().await.expect("it pauses");
@@ -269,7 +274,7 @@ async fn vm_cloud_hypervisor_that_hangs_is_a_timeout_and_can_be_ended() {
     println!("{error} ({:.0} ms)", ms(start));
     assert!(matches!(error, VmError::Timeout { .. }), "{error}");
     assert!(error.to_string().contains("'vm.info'"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
     // SIGTERM isn't heard; SIGKILL is.
     let start = Instant::now();
     vm.shutdown().await.expect("it ends");
@@ -392,7 +397,7 @@ async fn vm_cloud_hypervisor_of_an_unknown_version_is_refused() {
     let start = Instant::now();
     let error = refusal("exec sleep 60").await.expect("refused");
     println!("a program that hangs: {error}");
-    assert!(error.contains("ATOLL_CLOUD_HYPERVISOR") && start.elapsed() < Duration::from_secs(15), "{error}");
+    assert!(error.contains("ATOLL_CLOUD_HYPERVISOR") && start.elapsed() < Duration::from_secs(30), "{error}");
 }
 
 #[tokio::test]
@@ -409,7 +414,7 @@ async fn vm_cloud_hypervisor_that_dies_at_once_is_told_in_its_own_words() {
     println!("{error} ({:.0} ms)", ms(start));
     assert!(matches!(error, VmError::Ended { .. }), "{error}");
     assert!(error.to_string().ends_with("the hypervisor is not available"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     nothing_is_left(&place, &spec);
 }
 

@@ -24,7 +24,7 @@ use crate::shim::helped;
 use crate::support::{Place, files_in, processes_naming, runs, skip, until};
 
 /// How long the end of a process, or a link's change, may take to be seen.
-const SEEN_LIMIT: Duration = Duration::from_secs(10);
+const SEEN_LIMIT: Duration = Duration::from_secs(30);
 
 /// The configuration of a driver that can clone here, or a loud word why there is none.
 async fn config(what: &str, folder: &Path) -> Option<CloudHypervisorConfig> {
@@ -143,7 +143,7 @@ async fn vm_cloud_hypervisor_card_is_plugged_into_clones_of_a_template_without_o
     vm.resume().await.expect("it runs");
     goes_on(counts_on(&spec, 1).await.0, at, "a restore with a late card");
     assert_eq!(info(&spec).await["net"][0]["id"], "net");
-    assert!(!is_plugged(&lab));
+    until("the loss of the carrier", SEEN_LIMIT, || !is_plugged(&lab)).await;
     vm.shutdown().await.expect("it ends");
     // A node that may make no tap says so.
     mount(none, "/dev/net", Some("tmpfs"), MsFlags::empty(), none).expect("hidden");

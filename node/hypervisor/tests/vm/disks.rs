@@ -12,6 +12,8 @@ use crate::template::{clone_spec, driver, restore_spec, save_template, snapshot}
 const RATE: u64 = 2 << 20;
 /// What the guest writes, bytes.
 const WRITTEN: u64 = 6 << 20;
+/// How long a busy host may take until it lets one write through as fast as it comes.
+const FAST_LIMIT: Duration = Duration::from_secs(60);
 /// Writes that much past the guest's own cache.
 const WRITE: &str = "dd if=/dev/zero of=/root/x bs=1M count=6 oflag=direct conv=notrunc 2>/dev/null";
 
@@ -61,7 +63,12 @@ async fn vm_disk_is_held_to_its_machines_rate_and_counted() {
         let vm = driver.create(if keeps { limited(spec) } else { spec }).await.expect("made");
         vm.resume().await.expect("it runs");
         let mut guest = Guest::identify(vm.as_ref(), 3).await;
-        let took = writes(vm.as_ref(), &mut guest, what).await;
+        let start = Instant::now();
+        let mut took = writes(vm.as_ref(), &mut guest, what).await;
+        // A rate holds back every write, a busy host only some.
+        while !keeps && took >= least && start.elapsed() < FAST_LIMIT {
+            took = writes(vm.as_ref(), &mut guest, what).await;
+        }
         assert!(if keeps { took >= least } else { took < least }, "{what}, limited: {keeps}, {took:?}");
         vm.shutdown().await.expect("it ends");
     }

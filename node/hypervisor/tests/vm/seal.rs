@@ -333,8 +333,12 @@ fn seal_kills_a_memory_hog_and_not_its_neighbour() {
     let neighbour = host.start("calm", MachineLimits::default(), &["hold".to_owned()]);
     neighbour.await_word("holding");
     let limits = MachineLimits { memory_bytes: Some(64 << 20), ..MachineLimits::default() };
-    let mut hog = host.start("hog", limits, &["memory".to_owned(), "512".to_owned()]);
+    // It begins once it is confirmed: how a machine ended before that is noted nowhere.
+    let disk = host.path("hog").join("disk");
+    let arguments = ["memory".to_owned(), "512".to_owned(), disk.display().to_string()];
+    let mut hog = host.start("hog", limits, &arguments);
     hog.ask("confirm");
+    fs::write(&disk, "begin").expect("written");
     let start = Instant::now();
     let ended = hog.folder.dir.join("ended.json");
     while !ended.exists() {
