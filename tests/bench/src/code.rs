@@ -39,6 +39,12 @@ const JAVASCRIPT: Series = Series {
     pause: NODE_PAUSE,
     what: "code-run of javascript in a running sandbox, every 2.5 s",
 };
+const TYPESCRIPT: Series = Series {
+    language: "typescript",
+    code: "const text: string = \"Hello World!\";\nconsole.log(text);",
+    pause: NODE_PAUSE,
+    what: "code-run of typescript in a running sandbox, every 2.5 s",
+};
 /// Without a pause: language, text, name of the row, name of the rate.
 const BACK_TO_BACK: [(Series, &str); 2] = [
     (
@@ -59,6 +65,11 @@ pub(crate) fn python(place: &Place, count: u32) -> anyhow::Result<Row> {
 /// `console.log("Hello World!")`.
 pub(crate) fn javascript(place: &Place, count: u32) -> anyhow::Result<Row> {
     JAVASCRIPT.run(place, count).map(|(row, _)| row)
+}
+
+/// The same, with its type.
+pub(crate) fn typescript(place: &Place, count: u32) -> anyhow::Result<Row> {
+    TYPESCRIPT.run(place, count).map(|(row, _)| row)
 }
 
 /// The same one after the other, and how many come to a second.

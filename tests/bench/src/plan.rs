@@ -144,6 +144,7 @@ fn one_at_a_time(
         say("interpreters");
         results.add(code::python(warm, arguments.samples)?, Some(10.0), None, None);
         results.add(code::javascript(warm, arguments.samples.min(30))?, Some(40.0), None, None);
+        results.rows.push(code::typescript(warm, arguments.samples.min(30))?);
         let (rows, facts) = code::back_to_back(warm, arguments.samples.min(50))?;
         results.rows.extend(rows);
         results.facts.extend(facts);
