@@ -15,7 +15,7 @@ const MAP: &str = "//# sourceMappingURL=data:application/json;base64,";
 /// Most lines that a program is stretched by: hostile maps name any line.
 const LINES_MAX: usize = 1 << 20;
 
-/// How it is started.
+/// What it does to every program.
 pub(crate) const OPTIONS: &[&str] = &[
     "--loader=ts",
     "--platform=node",

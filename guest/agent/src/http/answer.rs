@@ -24,7 +24,7 @@ use crate::identity::IdentityCell;
 use crate::interpreter::{Contexts, Means};
 use crate::machine::Machine;
 use crate::refusal::{Answer, bad_request, refuse};
-use crate::warm::{Kind, Parked, Place, Warm};
+use crate::warm::{Parked, Place, Warm};
 
 /// How long the answer to a shutdown may take to reach the host before the machine goes down.
 const LAST_ANSWER: Duration = Duration::from_millis(50);
@@ -174,10 +174,15 @@ impl Agent {
         let Place { home, scratch, .. } = &self.place;
         let mut command = prepare_code(language, request, environment, home)?;
         if language == Language::TypeScript {
-            match self.transpiled(&mut command).await? {
-                Ended::Reply(reply) if reply.exit_code == 0 => command.stdin = javascript(&reply)?,
-                // A program that can't be read: its errors are the answer.
-                ended => return told(ended.merged(command.limits.merge)),
+            let code = std::mem::take(&mut command.stdin);
+            if let Some(program) = self.warm.transpiled(&code).await {
+                command.stdin = laid_out(&program).into_bytes();
+            } else {
+                match self.engine.run(transpiler(&command, code)).await? {
+                    Ended::Reply(reply) if reply.exit_code == 0 => command.stdin = javascript(&reply)?,
+                    // A program that can't be read: its errors are the answer.
+                    ended => return told(ended.merged(command.limits.merge)),
+                }
             }
         }
         let parked = self.warm.take_for(&self.place, kind, &command).await;
@@ -187,16 +192,6 @@ impl Agent {
         let ended = self.engine.run_in(parked, command).await;
         self.warm.refill(kind);
         told(ended?)
-    }
-
-    /// Takes a program out of its command and has its types taken out.
-    async fn transpiled(&self, of: &mut Command) -> Answer<Ended> {
-        let code = std::mem::take(&mut of.stdin);
-        let command = transpiler(of, code);
-        let parked = self.warm.take_for(&self.place, Kind::Esbuild, &command).await;
-        let ended = self.engine.run_in(parked, command).await;
-        self.warm.refill(Kind::Esbuild);
-        ended
     }
 
     /// A rehearsal waits for the interpreters that it exercises, and that its clones find parked.

@@ -5,7 +5,7 @@
 //! pages     what a forked one will write to is its own before it is used
 //! python    a fork server; its children wait just before they open their program
 //! node      processes that wait for their program on standard input
-//! esbuild   a process that waits for a program whose types it takes out
+//! esbuild   one process that takes the types out of programs; packet: what is said to it
 //! zygote.py, node.js   the interpreters' side
 //!
 //! empty -> (started, exercised) -> parked -> taken -> (a program's process like any other)
@@ -16,6 +16,7 @@
 
 mod esbuild;
 mod node;
+pub(crate) mod packet;
 mod pages;
 mod park;
 mod python;
@@ -33,6 +34,7 @@ use tokio::sync::{Notify, watch};
 use crate::console::say;
 use crate::exec::{Command, Reaper, importable, merged};
 use crate::limits::Bounds;
+use esbuild::Transpiler;
 pub(crate) use park::{Ends, Parked};
 
 /// Python interpreters parked: one answers a caller who waits for each answer, the others callers who come at once. Each is
@@ -40,8 +42,6 @@ pub(crate) use park::{Ends, Parked};
 const PYTHON_PARKED: usize = 3;
 /// Node processes parked: each is 40 MiB, most of which clones share with their template.
 const NODE_PARKED: usize = 2;
-/// Transpilers parked: fewer than nodes, since one is started ten times sooner.
-const ESBUILD_PARKED: usize = 1;
 /// How long an interpreter may take to park: under emulation, on a busy host, node takes seconds.
 const PARK_MAX: Duration = Duration::from_secs(60);
 /// How long a rehearsal waits for all to be parked: less than the 15 s that the host gives its identity. What isn't there by
@@ -70,8 +70,6 @@ pub(crate) enum Kind {
     Python,
     /// `node`.
     Node,
-    /// `esbuild`, which makes programs for node.
-    Esbuild,
 }
 
 /// Starts interpreters of one kind, and has them park.
@@ -137,7 +135,7 @@ pub(crate) struct Warm(Arc<Shelves>);
 struct Shelves {
     python: Shelf,
     node: Shelf,
-    esbuild: Shelf,
+    transpiler: Option<Arc<Transpiler>>,
 }
 
 /// The parked ones of one kind.
@@ -205,23 +203,21 @@ impl Shelf {
 impl Warm {
     /// None at all: every program starts a fresh interpreter.
     pub(crate) fn none() -> Self {
-        Self::of(0, 0, 0)
+        Self(Arc::new(Shelves { python: Shelf::new(0), node: Shelf::new(0), transpiler: None }))
     }
 
     /// Starts interpreters and keeps them in number. Must be called on the runtime.
     pub(crate) fn start(place: Place, reaper: Reaper, bounds: Arc<Bounds>) -> io::Result<Self> {
         write_scripts(&place.scripts)?;
-        let warm = Self::of(PYTHON_PARKED, NODE_PARKED, ESBUILD_PARKED);
+        let warm = Self(Arc::new(Shelves {
+            python: Shelf::new(PYTHON_PARKED),
+            node: Shelf::new(NODE_PARKED),
+            transpiler: Some(Transpiler::start(place.clone(), reaper.clone(), Arc::clone(&bounds))),
+        }));
         let python = python::Starter::new(place.clone(), reaper.clone(), Arc::clone(&bounds));
         tokio::spawn(warm.clone().keep(Kind::Python, python));
-        let esbuild = esbuild::Starter::new(place.clone(), reaper.clone(), Arc::clone(&bounds));
-        tokio::spawn(warm.clone().keep(Kind::Esbuild, esbuild));
         tokio::spawn(warm.clone().keep(Kind::Node, node::Starter { place, reaper, bounds }));
         Ok(warm)
-    }
-
-    fn of(python: usize, node: usize, esbuild: usize) -> Self {
-        Self(Arc::new(Shelves { python: Shelf::new(python), node: Shelf::new(node), esbuild: Shelf::new(esbuild) }))
     }
 
     /// Takes one that runs a command as a fresh one would. If none is there but one will be sooner than a fresh one would,
@@ -247,8 +243,6 @@ impl Warm {
                 }
                 NODE_COMING_MAX
             }
-            // A fresh one is no later.
-            Kind::Esbuild => return None,
         };
         let comes = async {
             while !shelf.is_closed() {
@@ -285,19 +279,28 @@ impl Warm {
     ///
     /// Node's generators were seeded when it started. OpenSSL's are seeded anew on their next use once the clock has gone
     /// an hour further, which holds for what was parked before the first identity (see `Machine::set_clock`). Of python
-    /// nothing is seeded before its program runs, and nothing that esbuild gives depends on chance.
+    /// nothing is seeded before its program runs.
     pub(crate) fn renew(&self) {
         self.0.node.era.fetch_add(1, Ordering::Relaxed);
         let old: Vec<Parked> = self.0.node.lock().drain(..).collect();
         old.into_iter().for_each(Parked::end);
     }
 
+    /// A program without its types, and its source map. None where that is left to a process of its own: it has errors,
+    /// or nothing waits for it.
+    pub(crate) async fn transpiled(&self, code: &[u8]) -> Option<String> {
+        self.0.transpiler.as_ref()?.transpiled(code).await
+    }
+
     /// Waits until all are parked, or can't be, or it takes too long.
     pub(crate) async fn parked(&self) {
         let all = async {
-            for shelf in [&self.0.python, &self.0.node, &self.0.esbuild] {
+            for shelf in [&self.0.python, &self.0.node] {
                 // The sender is ours and lives.
                 let _ = shelf.full.subscribe().wait_for(|full| *full).await;
+            }
+            if let Some(transpiler) = &self.0.transpiler {
+                transpiler.ready().await;
             }
         };
         let _ = tokio::time::timeout(ALL_PARKED_MAX, all).await;
@@ -307,7 +310,6 @@ impl Warm {
         match kind {
             Kind::Python => &self.0.python,
             Kind::Node => &self.0.node,
-            Kind::Esbuild => &self.0.esbuild,
         }
     }
 

@@ -72,16 +72,8 @@ async fn park(place: &Place, reaper: &Reaper, bounds: &Bounds) -> io::Result<Par
     let _ = sys::set_group_niceness(pid, NICE);
     drop(ready_writer);
     let mut ready = Receiver::from_owned_fd(OwnedFd::from(ready))?;
-    let parked = Parked {
-        pid: Pid::from_raw(pid),
-        ended,
-        control: Some(control),
-        stdin: Some(stdin),
-        stdout,
-        stderr,
-        ends,
-        program: None,
-    };
+    let parked =
+        Parked { pid: Pid::from_raw(pid), ended, control, stdin: Some(stdin), stdout, stderr, ends, program: None };
     match ready.read_u8().await {
         Ok(_) => {}
         Err(error) => {

@@ -25,8 +25,6 @@ const READ_BY_ALL: &[&str] =
 const READ_BY_PYTHON: &[&str] = &["PYTHON"];
 /// What node and its libraries read besides (node(1)).
 const READ_BY_NODE: &[&str] = &["NODE_", "UV_", "ICU_", "NO_COLOR", "FORCE_COLOR", "SSLKEYLOGFILE"];
-/// What esbuild, a Go program, reads besides (the documentation of Go's package runtime, "Environment Variables").
-const READ_BY_ESBUILD: &[&str] = &["GO", "ESBUILD_", "NODE_PATH"];
 /// Bytes that an empty pipe takes without waiting for its reader (pipe(7)).
 const PIPE_BYTES: usize = 64 << 10;
 
@@ -37,8 +35,8 @@ pub(crate) struct Parked {
     pub(crate) pid: Pid,
     /// How it ends.
     pub(crate) ended: oneshot::Receiver<Exit>,
-    /// Where it is told what to do, if it has anything to be told.
-    pub(crate) control: Option<PipeWriter>,
+    /// Where it is told what to do.
+    pub(crate) control: PipeWriter,
     /// Its standard input, if it reads its program there.
     pub(crate) stdin: Option<PipeWriter>,
     /// Its standard output.
@@ -102,13 +100,11 @@ impl Parked {
     pub(crate) fn tell(&mut self, command: &Command) -> io::Result<()> {
         // What fails is found out by what follows: only one that has died can't be told.
         let _ = sys::set_group_niceness(self.pid.as_raw(), 0);
-        if let Some(control) = &mut self.control {
-            let order = order(command);
-            if order.len() <= PIPE_BYTES {
-                control.write_all(&order)?;
-            } else {
-                feed(control.try_clone()?, order);
-            }
+        let order = order(command);
+        if order.len() <= PIPE_BYTES {
+            self.control.write_all(&order)?;
+        } else {
+            feed(self.control.try_clone()?, order);
         }
         if let Some(stdin) = self.stdin.take() {
             feed(stdin, command.stdin.clone());
@@ -122,7 +118,6 @@ pub(crate) fn parks(kind: Kind, start: &BTreeMap<String, String>, command: &Comm
     let own = match kind {
         Kind::Python => READ_BY_PYTHON,
         Kind::Node => READ_BY_NODE,
-        Kind::Esbuild => READ_BY_ESBUILD,
     };
     let read = |name: &str| READ_BY_ALL.iter().chain(own).any(|beginning| name.starts_with(beginning));
     let now = command.environment.iter().filter(|(name, _)| read(name));
@@ -187,7 +182,7 @@ mod tests {
         let start = command(&[("LANG", "C.UTF-8"), ("HOME", "/root")]).environment;
         let with =
             |kind, name: &str| parks(kind, &start, &command(&[("LANG", "C.UTF-8"), ("HOME", "/root"), (name, "1")]));
-        for kind in [Kind::Python, Kind::Node, Kind::Esbuild] {
+        for kind in [Kind::Python, Kind::Node] {
             assert!(with(kind, "A") && with(kind, "PATH"));
             assert!(!with(kind, "TZ") && !with(kind, "LD_PRELOAD") && !with(kind, "LC_ALL"));
             assert!(!parks(kind, &start, &command(&[("LANG", "de_DE"), ("HOME", "/root")])));
@@ -195,6 +190,5 @@ mod tests {
         }
         assert!(!with(Kind::Python, "PYTHONHASHSEED") && with(Kind::Node, "PYTHONHASHSEED"));
         assert!(!with(Kind::Node, "NODE_OPTIONS") && with(Kind::Python, "NODE_OPTIONS"));
-        assert!(!with(Kind::Esbuild, "GOMAXPROCS") && with(Kind::Esbuild, "NODE_OPTIONS"));
     }
 }

@@ -117,16 +117,7 @@ impl Zygote {
                 let pages = self.pages.get_or_insert_with(|| pages::of(self.pid).unwrap_or_default());
                 let _ = pages::own(pid, pages).await;
                 let pid = Pid::from_raw(pid);
-                Ok(Parked {
-                    pid,
-                    ended,
-                    control: Some(control),
-                    stdin: None,
-                    stdout,
-                    stderr,
-                    ends,
-                    program: Some(program),
-                })
+                Ok(Parked { pid, ended, control, stdin: None, stdout, stderr, ends, program: Some(program) })
             }
             _ => Err(io::ErrorKind::InvalidData.into()),
         }

@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use guest_proto::surface::ExecReply;
-
-use super::{ahead, request, times};
-use crate::guest::{Host, json, plain};
+use super::{ahead, times};
+use crate::guest::{Host, plain};
 
 pub(super) async fn types_are_taken_out_and_lines_stay(host: &Host) {
     let program = "import { basename } from 'path';\n\ninterface Named {\n  name: string;\n}\n\n// A comment.\nenum Kind { One = 1, Two }\n\
@@ -25,34 +23,33 @@ pub(super) async fn types_are_taken_out_and_lines_stay(host: &Host) {
     assert_eq!(ahead(host, "typescript", "").await.exit_code, 0);
 }
 
-pub(super) async fn the_transpiler_that_waits_is_used(host: &Host) {
+pub(super) async fn the_transpiler_is_warm_and_is_replaced(host: &Host) {
     let program = "const n: number = 1; console.log(n)";
-    let waiting = parked(host).await;
-    // What it would have read when it was started needs a fresh one.
-    let mut with_variable = request("typescript", program);
-    with_variable.env.insert("GODEBUG".to_owned(), "gctrace=0".to_owned());
-    let reply: ExecReply = json(host.post("/v1/code-run", &with_variable).await);
-    assert_eq!(plain(&reply.stdout), "1\n");
-    assert_eq!(parked(host).await, waiting, "it was used for a program with variables that it reads");
-    let reply = ahead(host, "typescript", program).await;
-    assert_eq!(plain(&reply.stdout), "1\n");
-    assert_ne!(parked(host).await, waiting, "a fresh one was used");
-    // One that has died is passed over.
-    host.sh("kill -9 $(pgrep -x esbuild)").await;
+    let first = service(host, "").await;
     assert_eq!(plain(&ahead(host, "typescript", program).await.stdout), "1\n");
+    assert_eq!(service(host, "").await, first, "another was started for a program");
+    // One that doesn't answer was asked, and is given up.
+    host.sh(&format!("kill -STOP {first}")).await;
+    let begun = Instant::now();
+    assert_eq!(plain(&ahead(host, "typescript", program).await.stdout), "1\n");
+    assert!(begun.elapsed() > Duration::from_secs(9), "it wasn't asked");
+    let second = service(host, &first).await;
+    // One that was killed is passed over.
+    host.sh(&format!("kill -KILL {second}")).await;
+    assert_eq!(plain(&ahead(host, "typescript", program).await.stdout), "1\n");
+    service(host, &second).await;
     times(host, "typescript", program, 5, Duration::from_secs(4)).await;
 }
 
-/// The one that waits for its program.
-async fn parked(host: &Host) -> String {
+/// The process that takes out types, which is another than the given one.
+async fn service(host: &Host, before: &str) -> String {
     let begun = Instant::now();
     loop {
-        let waiting =
-            host.sh("grep -l '^0 0x0 ' $(pgrep -x esbuild | sed 's|.*|/proc/&/task/*/syscall|') | cut -d/ -f3").await;
-        if !waiting.trim().is_empty() {
-            return waiting;
+        let found = host.sh("pgrep -f 'esbuild --[s]ervice' || true").await.trim().to_owned();
+        if !found.is_empty() && found != before {
+            return found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "no transpiler is parked");
+        assert!(begun.elapsed() < Duration::from_secs(60), "no service of esbuild's");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
