@@ -34,14 +34,16 @@ fn served(limits: EdgeLimits) -> Served {
     Served { address, stop, task, _world: world }
 }
 
-/// Sends raw bytes and reads until the other side closes, or says nothing for a second.
+/// Sends raw bytes and reads until the other side closes, or says nothing for a second after it said something.
 async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     // A server that has heard enough may close before all is written.
     drop(stream.write_all(bytes).await);
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
-    while let Ok(Ok(count)) = tokio::time::timeout(Duration::from_secs(1), stream.read(&mut buffer)).await {
+    loop {
+        let wait = Duration::from_secs(if answer.is_empty() { 30 } else { 1 });
+        let Ok(Ok(count)) = tokio::time::timeout(wait, stream.read(&mut buffer)).await else { break };
         if count == 0 {
             break;
         }
@@ -120,7 +122,7 @@ async fn a_connection_that_says_nothing_or_half_is_closed() {
         let mut stream = TcpStream::connect(served.address).await.expect("a connection");
         stream.write_all(half).await.expect("written");
         let mut rest = Vec::new();
-        let closed = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await;
+        let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
         assert!(closed.is_ok(), "{half:?} holds a connection open");
     }
 }
@@ -153,7 +155,7 @@ async fn a_stop_drains_in_a_bounded_time() {
     let began = Instant::now();
     served.stop.cancel();
     served.task.await.expect("no panic");
-    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     assert!(TcpStream::connect(served.address).await.is_err(), "the port is free again");
     assert_eq!(idle.read(&mut buffer).await.expect("closed"), 0);
 }

@@ -11,7 +11,7 @@ use node_hypervisor::{
 
 use crate::guest::Guest;
 use crate::support::{Place, files_in, image, ms, processes_naming, skip};
-use crate::template::{clone_spec, driver, restore_spec, save_template, snapshot};
+use crate::template::{clone_spec, driver, restore_spec, save_template, sectors, snapshot};
 
 /// Copies that live beside each other.
 const COPIES: usize = 4;
@@ -174,7 +174,7 @@ async fn vm_a_copy_does_all_that_a_machine_does_and_is_as_sealed() {
     let bytes = fs::metadata(&copy.spec().disk).expect("a disk").len() + (64 << 20);
     fs::OpenOptions::new().write(true).open(&copy.spec().disk).and_then(|file| file.set_len(bytes)).expect("grown");
     copy.resize_disk(bytes).await.expect("told");
-    assert_eq!(guest.sh("cat /sys/block/vdb/size").await, (bytes / 512).to_string());
+    assert_eq!(sectors(&mut guest, bytes).await, (bytes / 512).to_string());
     copy.pause().await.expect("it pauses");
     drop((guest, copy));
     let adopted = driver.adopt(&folder).await.expect("adopted");

@@ -22,7 +22,7 @@ pub(crate) fn shape() -> Shape {
 }
 
 /// How long such a guest may take to count on, on a busy host.
-const COUNT_LIMIT: Duration = Duration::from_secs(20);
+const COUNT_LIMIT: Duration = Duration::from_secs(30);
 
 /// A driver, and what to call it.
 struct Present {

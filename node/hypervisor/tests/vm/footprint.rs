@@ -129,7 +129,7 @@ async fn one_clone(driver: &CloudHypervisorDriver, spec: VmSpec, figures: &mut F
     let vm = driver.create(spec.clone()).await.expect("cloned");
     figures.cloned_ms.push(ms(start));
     vm.resume().await.expect("it runs");
-    until("a count", Duration::from_secs(20), || !counted(&spec).is_empty()).await;
+    until("a count", Duration::from_secs(30), || !counted(&spec).is_empty()).await;
     figures.counted_ms.push(ms(start));
     let private = private(vm.counters().await.expect("counters").vmm_pid);
     figures.own_kib.push(f64::from(u32::try_from(private.own).expect("small")));

@@ -11,7 +11,7 @@ use node_hypervisor::{
 
 use crate::guest::Guest;
 use crate::support::{Place, files_in, image, ms, skip};
-use crate::template::{DIRTY, SUM, clone, driver, save_template, snapshot};
+use crate::template::{DIRTY, SUM, clone, driver, save_template, sectors, snapshot};
 
 /// Children of one fork.
 const CHILDREN: usize = 3;
@@ -103,23 +103,22 @@ async fn spares_become_children(driver: &QemuDriver, place: &Place, taken: &Snap
     assert_eq!(files_in(&folder.dir), ["disk"]);
 }
 
-/// The guest sees its disk grow at once while it runs, and when it goes on where it was paused.
+/// The guest sees its disk grow while it runs, and when it goes on where it was paused.
 async fn disks_grow(vm: &dyn Vm, guest: &mut Guest) {
     const GIB: u64 = 1 << 30;
-    let sectors = "cat /sys/block/vdb/size";
-    assert_eq!(guest.sh(sectors).await, (3 * GIB / 512).to_string());
+    assert_eq!(sectors(guest, 3 * GIB).await, (3 * GIB / 512).to_string());
     let grow = |bytes: u64| {
         let file = OpenOptions::new().write(true).open(&vm.spec().disk).expect("the disk");
         file.set_len(bytes).expect("grown");
     };
     grow(4 * GIB);
     vm.resize_disk(4 * GIB).await.expect("resized while it runs");
-    assert_eq!(guest.sh(sectors).await, (4 * GIB / 512).to_string());
+    assert_eq!(sectors(guest, 4 * GIB).await, (4 * GIB / 512).to_string());
     vm.pause().await.expect("it pauses");
     grow(5 * GIB);
     vm.resize_disk(5 * GIB).await.expect("resized while it is paused");
     vm.resume().await.expect("it goes on");
-    assert_eq!(guest.sh(sectors).await, (5 * GIB / 512).to_string());
+    assert_eq!(sectors(guest, 5 * GIB).await, (5 * GIB / 512).to_string());
     assert_eq!(guest.sh("echo more > /root/more && sync && cat /root/more").await, "more");
 }
 

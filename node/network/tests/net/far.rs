@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -24,11 +24,19 @@ pub(crate) const SINK: u16 = 5002;
 pub(crate) struct Far {
     space: Space,
     sunk: Arc<AtomicU64>,
+    slow: Arc<Slow>,
+}
+
+/// The name whose answer waits for the test.
+#[derive(Default)]
+struct Slow {
+    asked: AtomicBool,
+    answered: AtomicBool,
 }
 
 impl Far {
     pub(crate) fn new(space: Space) -> Self {
-        Self { space, sunk: Arc::default() }
+        Self { space, sunk: Arc::default(), slow: Arc::default() }
     }
 
     pub(crate) fn start(&self) {
@@ -43,7 +51,7 @@ impl Far {
         std::fs::write(&path, rules).expect("written");
         self.space.run(&["nft", "-f", path.to_str().expect("a path")]);
         std::fs::remove_file(&path).expect("removed");
-        let sunk = self.sunk.clone();
+        let (sunk, slow) = (self.sunk.clone(), self.slow.clone());
         self.space.inside(move || {
             for port in [ECHO, SOURCE, SINK] {
                 let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).expect("bound");
@@ -52,7 +60,8 @@ impl Far {
             }
             for at in ["11.0.0.2", "8.8.8.8"] {
                 let socket = UdpSocket::bind((at, 53)).expect("bound");
-                thread::spawn(move || resolve(&socket));
+                let slow = slow.clone();
+                thread::spawn(move || resolve(&socket, &slow));
             }
         });
     }
@@ -68,6 +77,16 @@ impl Far {
     /// Bytes that the sink took.
     pub(crate) fn sunk(&self) -> u64 {
         self.sunk.load(Ordering::Relaxed)
+    }
+
+    /// Whether the slow name was asked for.
+    pub(crate) fn slow_is_asked(&self) -> bool {
+        self.slow.asked.load(Ordering::Relaxed)
+    }
+
+    /// Answers for the slow name, from now on.
+    pub(crate) fn answer_slow(&self) {
+        self.slow.answered.store(true, Ordering::Relaxed);
     }
 
     /// Packets that arrived for the address that a flood goes to.
@@ -102,7 +121,7 @@ fn serve(listener: &TcpListener, port: u16, sunk: &Arc<AtomicU64>) {
     }
 }
 
-fn resolve(socket: &UdpSocket) {
+fn resolve(socket: &UdpSocket, slow: &Slow) {
     let mut bytes = [0u8; 2048];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut bytes) else { continue };
@@ -116,7 +135,10 @@ fn resolve(socket: &UdpSocket) {
             "rebind.test." => &["1.1.1.1", "10.1.2.3"],
             "loop.test." => &["127.0.0.1"],
             "slow.test." => {
-                thread::sleep(Duration::from_millis(200));
+                slow.asked.store(true, Ordering::Relaxed);
+                while !slow.answered.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(5));
+                }
                 &["9.9.9.9"]
             }
             _ => {

@@ -12,7 +12,7 @@ use hickory_proto::rr::{Name, RData, RecordType};
 use node_network::{GuestAddress, Port};
 
 use crate::far::ECHO;
-use crate::lab::{Lab, Space};
+use crate::lab::{Lab, Space, eventually};
 use crate::sys;
 
 /// How long a guest waits for what may never come: a local round trip takes less than a millisecond.
@@ -57,6 +57,10 @@ impl Guest {
                 }
             });
         }
+        // The kernel wakes a tap's way out a while after it is opened, and until then loses what goes there.
+        let Port::Tap { device, .. } = &port else { panic!("a tap") };
+        let state = || lab.node().ip(&["-br", "link", "show", device]);
+        eventually("the tap is awake", || state().split_whitespace().nth(1) == Some("UP"));
         Self { port, space, tap }
     }
 

@@ -47,7 +47,7 @@ pub(crate) const DECOYS: [&str; 14] = [
 ];
 
 /// How long something that takes milliseconds may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Everything, removed again when dropped.
 pub(crate) struct Lab {

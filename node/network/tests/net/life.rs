@@ -101,6 +101,9 @@ async fn a_restart_keeps_guests_and_their_connections_and_removes_the_rest() {
     assert!(networks.take().await.is_err(), "the owner has ended");
     assert!(lives(&mut pinned) && lives(&mut listed), "guests go on");
     assert!(guest.misses("10.1.2.3"), "and stay filtered");
+    // The owner's thread ends a little later than the owner, and with it its sockets.
+    let sockets = || lab.node().run(&["cat", "/proc/net/udp", "/proc/net/tcp"]);
+    eventually("the first resolver is gone", || !sockets().contains("00000000:0035 "));
 
     let networks = lab.networks().await;
     assert!(lives(&mut pinned) && lives(&mut listed));

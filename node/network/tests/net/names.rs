@@ -70,7 +70,9 @@ async fn denied_names_have_no_answer_and_there_is_no_other_resolver_to_ask() {
     networks.apply(&port, &NetworkPolicy::default()).await.expect("applied");
     let guest = Guest::plug(&mut lab, port);
     let other: Ipv4Addr = "8.8.8.8".parse().expect("an address");
-    assert!(matches!(guest.ask(other, "other.test."), Said::Addresses(..)), "with no rule about names anyone is asked");
+    eventually("with no rule about names anyone is asked", || {
+        matches!(guest.ask(other, "other.test."), Said::Addresses(..))
+    });
     assert_eq!(guest.resolve("loop.test."), Said::Code(ResponseCode::Refused));
 
     let over_tcp = guest.ask_over_tcp("other.test.").expect("an answer over TCP");
@@ -104,11 +106,12 @@ async fn an_answer_that_comes_after_its_policy_lets_nothing_through() {
     eventually("the guest is heard", || guest.resolve("none.test.") == Said::Code(ResponseCode::Refused));
     let late = thread::scope(|scope| {
         let asking = scope.spawn(|| guest.resolve("slow.test."));
-        thread::sleep(Duration::from_millis(50));
+        eventually("the far side is asked", || lab.far.slow_is_asked());
         let change = policy(r#"{"blockAll":false,"allowDomains":["good.test"]}"#);
         tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(networks.apply(&guest.port, &change)).expect("applied");
         });
+        lab.far.answer_slow();
         asking.join().expect("asked")
     });
     assert_eq!(late, Said::Code(ResponseCode::ServFail));

@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use node_network::{NetworkChoice, Networks, Port};
 
 use crate::guest::{Frame, mac};
-use crate::lab::{Lab, PUBLIC};
+use crate::lab::{Lab, PATIENCE, PUBLIC};
 
 struct Passt {
     child: Child,
@@ -35,7 +35,7 @@ impl Passt {
     fn start(lab: &Lab, port: &Port) -> Self {
         let Port::Passt { program, arguments, .. } = port.clone() else { panic!("passt") };
         let (frames, theirs) = UnixStream::pair().expect("a pair");
-        frames.set_read_timeout(Some(Duration::from_secs(2))).expect("set");
+        frames.set_read_timeout(Some(PATIENCE)).expect("set");
         let child = lab.host.inside(move || {
             fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).expect("kept open");
             let mut command = Command::new(program);
@@ -52,7 +52,7 @@ impl Passt {
         self.frames.write_all(&[&length[..], frame].concat()).expect("passt takes a frame");
     }
 
-    /// The next frame, within a moment.
+    /// The next frame, if it comes.
     fn receive(&mut self) -> Option<Vec<u8>> {
         let mut length = [0u8; 4];
         self.frames.read_exact(&mut length).ok()?;

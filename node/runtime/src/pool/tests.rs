@@ -19,7 +19,7 @@ use crate::testing::{config, spec};
 use crate::{CreateFrom, PoolLimits, RunRequest, Runtime, RuntimeConfig, RuntimeError, Verb};
 
 /// Nothing here takes longer than a few mkfs.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const ONE: Generation = Generation(1);
 
 mod copies;
@@ -271,10 +271,12 @@ async fn a_create_without_a_pool_takes_a_spare_and_another_is_started() {
     let limits = PoolLimits { spares: 2, ..PoolLimits::fixed(0) };
     let runtime = place.start(place.config(limits), place.ahead()).await;
     until("two spares", || place.waiting.load(Ordering::Relaxed) == 2).await;
+    let ports = place.ports.open();
     runtime.run(request(1)).await.expect("run");
     assert_eq!(runtime.creates().last().map(|budget| budget.from), Some(CreateFrom::Spare));
     until("two spares again", || place.waiting.load(Ordering::Relaxed) == 2).await;
-    assert!(place.ports.open()[&0].is_some() && place.ports.open().len() == 3);
+    let open = place.ports.open();
+    assert!(ports.keys().any(|port| open[port].is_some()) && open.len() == 3, "{open:?}");
     runtime.destroy_all(LIMIT).await;
     assert_eq!(place.waiting.load(Ordering::Relaxed), 0);
     assert!(place.ports.open().is_empty() && place.homes("pool") == 0);
@@ -285,8 +287,9 @@ async fn a_driver_that_starts_nothing_ahead_finds_folders_and_disk_made() {
     let place = Place::new().await;
     let limits = PoolLimits { spares: 1, ..PoolLimits::fixed(0) };
     let runtime = place.start(place.config(limits), place.double.clone()).await;
-    until("a spare", || place.homes("pool") == 1 && place.ports.open().len() == 1).await;
-    // Its disk is the last that is made of it, and the keeper hears of it then.
+    let runs = || std::fs::read_dir(place.root.path().join("run")).expect("listed").count();
+    // Its run folder is the last that is made of it, and the keeper hears of it then.
+    until("a spare", || (place.homes("pool"), place.ports.open().len(), runs()) == (1, 1, 1)).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     runtime.run(request(1)).await.expect("run");
     assert_eq!(runtime.creates().last().map(|budget| budget.from), Some(CreateFrom::Spare));
@@ -341,7 +344,7 @@ async fn a_rush_has_the_pool_hold_more_than_its_least() {
         runtime.run(request(number)).await.expect("run");
     }
     let mut pools = runtime.pools();
-    let more = pools.wait_for(|pools| pools[0].target > 1 && pools[0].warm == pools[0].target);
+    let more = pools.wait_for(|pools| pools[0].target > 1 && pools[0].warm >= pools[0].target);
     timeout(LIMIT, more).await.expect("in time").expect("the pool runs");
     runtime.destroy_all(LIMIT).await;
 }

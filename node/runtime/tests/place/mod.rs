@@ -147,6 +147,26 @@ pub(crate) async fn full(runtime: &Runtime, target: u32) {
     assert!(pool.is_ok(), "filled in time: {:?}", runtime.pools().borrow());
 }
 
+/// Waits until something holds that comes about beside the test.
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    assert!(tokio::time::timeout(POOL_LIMIT, wait).await.is_ok(), "in time: {what}");
+}
+
+/// Asserts that a guest's clock is the host's, to a second. The answer may have been long on its way.
+pub(crate) async fn clock_is_right(runtime: &Runtime, number: u8) {
+    let host = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs_f64();
+    let before = host();
+    let guest: f64 = exec(runtime, number, "date +%s.%N").await.parse().expect("seconds");
+    let after = host();
+    let (earliest, latest) = (before - 1.0, after + 1.0);
+    assert!(guest > earliest && guest < latest, "the guest's clock is {guest}, the host's {before} to {after}");
+}
+
 pub(crate) fn id(number: u8) -> SandboxId {
     // A letter stands for a byte modulo 36: the first one tells larger numbers apart.
     let mut chance = [number % 36; 16];
