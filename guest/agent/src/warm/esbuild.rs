@@ -3,7 +3,7 @@
 //! It runs no program, so it may serve all of them. Whatever it can't do, programs with errors in them too, is left to a
 //! process of its own: that one's words are what a caller is told.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -27,6 +27,9 @@ use crate::sys::{self, Exit, Launch};
 
 /// Longest program that is given to the service: it keeps the memory that its longest took.
 const PROGRAM_BYTES_MAX: usize = 1 << 20;
+/// It collects garbage when it has so much memory, and not every two minutes besides, as a Go program does that idles: that
+/// would wake each guest for nothing (the documentation of Go's package runtime, "Environment Variables").
+const COLLECTS: [&CStr; 2] = [c"GOGC=off", c"GOMEMLIMIT=32MiB"];
 /// How long a program may take there. One of the longest takes a second under emulation.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A program that has what most have.
@@ -179,10 +182,12 @@ impl Transpiler {
         descriptors: [BorrowedFd<'_>; 3],
     ) -> io::Result<(Pid, oneshot::Receiver<Exit>)> {
         let arguments = std::iter::once(&ESBUILD).chain(arguments).map(|&argument| CString::new(argument));
+        let mut environment = strings(&self.place.environment)?;
+        environment.extend(COLLECTS.map(CStr::to_owned));
         let pid = Pid::from_raw(sys::launch(&Launch {
             program: CString::new(ESBUILD)?,
             arguments: arguments.collect::<Result<_, _>>()?,
-            environment: strings(&self.place.environment)?,
+            environment,
             cwd: CString::new(self.place.home.as_os_str().as_encoded_bytes())?,
             descriptors: &descriptors,
             cgroup: self.bounds.group(),
