@@ -101,7 +101,8 @@ async fn vm_a_paused_sandbox_keeps_its_memory_in_memory_and_on_disk() {
     let mut config = place.config(PoolLimits::fixed(0));
     config.swap_after = Some(Duration::ZERO);
     let runtime = place.start_from(config, store.clone()).await;
-    let deadline = Instant::now() + Duration::from_secs(60);
+    // One that couldn't be written is tried again after a minute.
+    let deadline = Instant::now() + place::POOL_LIMIT;
     while !place.processes().is_empty() {
         assert!(Instant::now() < deadline, "{:?}", place.processes());
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -30,7 +30,7 @@ const DISK_GIB: u32 = 3;
 /// Steps where nothing else is asked for: a minute on a busy host.
 const STEPS: usize = 40;
 /// Longest wait for the node to see that a machine has ended.
-const SEEN_MAX: Duration = Duration::from_secs(20);
+const SEEN_MAX: Duration = Duration::from_secs(60);
 
 struct Walk {
     place: Place,

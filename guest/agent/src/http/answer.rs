@@ -175,7 +175,7 @@ impl Agent {
         let mut command = prepare_code(language, request, environment, home)?;
         if language == Language::TypeScript {
             let code = std::mem::take(&mut command.stdin);
-            if let Some(program) = self.warm.transpiled(&code).await {
+            if let Some(program) = self.warm.transpiled(&code, command.limits.timeout).await {
                 command.stdin = laid_out(&program).into_bytes();
             } else {
                 match self.engine.run(transpiler(&command, code)).await? {

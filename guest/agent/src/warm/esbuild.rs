@@ -89,8 +89,9 @@ impl Transpiler {
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
-    /// A program without its types, and its source map; none if it is left to a process of its own.
-    pub(super) async fn transpiled(self: &Arc<Self>, code: &[u8]) -> Option<String> {
+    /// A program without its types, and its source map; none if it is left to a process of its own. Takes no longer than its
+    /// run may.
+    pub(super) async fn transpiled(self: &Arc<Self>, code: &[u8], limit: Option<Duration>) -> Option<String> {
         if code.len() > PROGRAM_BYTES_MAX {
             return None;
         }
@@ -102,13 +103,14 @@ impl Transpiler {
             return None;
         };
         // Taken out of its place meanwhile: one whose caller has gone is in the middle of something, and is ended.
-        let failed = match timeout(ANSWER_MAX, service.transpiled(code)).await {
+        let limit = limit.map_or(ANSWER_MAX, |limit| limit.min(ANSWER_MAX));
+        let failed = match timeout(limit, service.transpiled(code)).await {
             Ok(Ok(program)) => {
                 *slot = Some(service);
                 return program;
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", ANSWER_MAX.as_secs()),
+            Err(_) => format!("no answer within {} s", limit.as_secs()),
         };
         say(&format!("esbuild's service has failed: {failed}"));
         drop((slot, service));

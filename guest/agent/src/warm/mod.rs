@@ -288,8 +288,8 @@ impl Warm {
 
     /// A program without its types, and its source map. None where that is left to a process of its own: it has errors,
     /// or nothing waits for it.
-    pub(crate) async fn transpiled(&self, code: &[u8]) -> Option<String> {
-        self.0.transpiler.as_ref()?.transpiled(code).await
+    pub(crate) async fn transpiled(&self, code: &[u8], limit: Option<Duration>) -> Option<String> {
+        self.0.transpiler.as_ref()?.transpiled(code, limit).await
     }
 
     /// Waits until all are parked, or can't be, or it takes too long.

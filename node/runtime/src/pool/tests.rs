@@ -88,10 +88,11 @@ impl Plugs for Ports {
     }
 }
 
-/// The double, with monitors that can be started ahead.
+/// The double, with monitors that can be started ahead, or are only asked for.
 struct Ahead {
     double: Arc<Double>,
     waiting: Arc<AtomicUsize>,
+    starts: bool,
 }
 
 struct Waiting {
@@ -147,6 +148,9 @@ impl Hypervisor for Ahead {
             "all is there but a guest"
         );
         self.waiting.fetch_add(1, Ordering::Relaxed);
+        if !self.starts {
+            return self.double.spare(spec).await;
+        }
         Ok(Box::new(Waiting { double: self.double.clone(), spec, waiting: self.waiting.clone() }))
     }
 }
@@ -178,7 +182,7 @@ impl Place {
     }
 
     fn ahead(&self) -> Arc<dyn Hypervisor> {
-        Arc::new(Ahead { double: self.double.clone(), waiting: self.waiting.clone() })
+        Arc::new(Ahead { double: self.double.clone(), waiting: self.waiting.clone(), starts: true })
     }
 
     fn homes(&self, room: &str) -> usize {
@@ -286,11 +290,11 @@ async fn a_create_without_a_pool_takes_a_spare_and_another_is_started() {
 async fn a_driver_that_starts_nothing_ahead_finds_folders_and_disk_made() {
     let place = Place::new().await;
     let limits = PoolLimits { spares: 1, ..PoolLimits::fixed(0) };
-    let runtime = place.start(place.config(limits), place.double.clone()).await;
-    let runs = || std::fs::read_dir(place.root.path().join("run")).expect("listed").count();
-    // Its run folder is the last that is made of it, and the keeper hears of it then.
-    until("a spare", || (place.homes("pool"), place.ports.open().len(), runs()) == (1, 1, 1)).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let driver = Ahead { double: place.double.clone(), waiting: place.waiting.clone(), starts: false };
+    let runtime = place.start(place.config(limits), Arc::new(driver)).await;
+    // The driver is asked last of all, and the keeper hears of its answer at once.
+    until("a spare", || place.waiting.load(Ordering::Relaxed) == 1).await;
+    assert_eq!((place.homes("pool"), place.ports.open().len()), (1, 1));
     runtime.run(request(1)).await.expect("run");
     assert_eq!(runtime.creates().last().map(|budget| budget.from), Some(CreateFrom::Spare));
     runtime.destroy_all(LIMIT).await;
