@@ -1,7 +1,9 @@
 //! A process in a guest whose memory is a number that grows: it tells whether memory and processes went on.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, ensure};
-use tests_harness::Mesh;
+use tests_harness::{Mesh, eventually};
 
 use crate::Sandbox;
 
@@ -46,8 +48,10 @@ impl Counter {
         ensure!(first.pid == self.pid && first.boot == self.boot, "another process: {self:?}, then {first:?}");
         ensure!(first.count >= self.count, "it went back: {self:?}, then {first:?}");
         sandbox.says(mesh, "sleep 0.5")?;
-        let second = Self::read(mesh, sandbox)?;
-        ensure!(second.count > first.count, "it stands still: {first:?}, then {second:?}");
-        Ok(second)
+        eventually("it counts on", Duration::from_secs(30), || {
+            let second = Self::read(mesh, sandbox)?;
+            ensure!(second.count > first.count, "it stands still: {first:?}, then {second:?}");
+            Ok(second)
+        })
     }
 }

@@ -120,11 +120,15 @@ fn acknowledged_creates_stay(mesh: &Mesh, region: &str) -> anyhow::Result<()> {
         eventually(&format!("{} is served again", sandbox.id), NODE_BACK, || sandbox.says(mesh, "true"))?;
     }
     // What was not answered may have been made all the same; it too can be seen and deleted.
-    let list = mesh.atoll(&["ls", "--json", "--region", region])?.json()?;
-    let ids: Vec<&str> =
-        list["items"].as_array().context("items")?.iter().filter_map(|item| item["id"].as_str()).collect();
-    let missing: Vec<&Sandbox> = acknowledged.iter().filter(|sandbox| !ids.contains(&sandbox.id.as_str())).collect();
-    ensure!(missing.is_empty(), "acknowledged and missing: {missing:?} in {ids:?}");
+    eventually("all are listed", NODE_BACK, || {
+        let list = mesh.atoll(&["ls", "--json", "--region", region])?.json()?;
+        let ids: Vec<&str> =
+            list["items"].as_array().context("items")?.iter().filter_map(|item| item["id"].as_str()).collect();
+        let missing: Vec<&Sandbox> =
+            acknowledged.iter().filter(|sandbox| !ids.contains(&sandbox.id.as_str())).collect();
+        ensure!(missing.is_empty(), "acknowledged and missing: {missing:?} in {ids:?}");
+        Ok(())
+    })?;
     acknowledged.iter().try_for_each(|sandbox| sandbox.remove(mesh))
 }
 

@@ -1,14 +1,18 @@
 //! What a guest reaches, tried from inside guests of a whole mesh that runs in a network of the test's own, beside decoys.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use gateway_sdk::{Client, v1};
 use serde_json::Value;
 use tests_harness::lab::{Decoy, FAR, FAR_TOO, Lab, NEAR, RESOLVER};
-use tests_harness::{Footprint, Mesh, MeshOptions, skip, step};
+use tests_harness::{Footprint, Mesh, MeshOptions, eventually, skip, step};
 
 const TEST: &str = "mesh_guests_reach_the_world_and_nothing_that_is_ours";
+/// For what may be reached: a probe waits for each answer for less than a busy machine takes now and then.
+const REACHED: Duration = Duration::from_secs(30);
 /// Tries TCP and UDP to each of its arguments, and answers which of them said something, as JSON.
 const PROBE: &str = r#"
 import json, socket, sys
@@ -58,10 +62,9 @@ fn mesh_guests_reach_the_world_and_nothing_that_is_ours() -> anyhow::Result<()> 
     let guest = Guest::create(&mesh, &client, v1::Network::default())?;
     let peer = Guest::create(&mesh, &client, v1::Network::default())?;
     step("the world is reached, by address and by name", || {
-        let said = guest.probe(&[far.at])?;
+        let said = guest.reached(&[far.at], 2)?;
         ensure!(said.len() == 2, "reached: {said:?}");
-        ensure!(guest.fetch("http://good.test:8000/")? == "decoy", "by name");
-        Ok(())
+        guest.fetches("http://good.test:8000/")
     })?;
     step("nothing of ours is, by any protocol", || {
         let mut targets: Vec<SocketAddr> = forbidden.iter().map(|decoy| decoy.at).collect();
@@ -95,7 +98,7 @@ fn mesh_guests_reach_the_world_and_nothing_that_is_ours() -> anyhow::Result<()> 
     step("ranges alone", || {
         let network = v1::Network { allow: vec![format!("{}/32", far.at.ip())], ..v1::Network::default() };
         let ranged = Guest::create(&mesh, &client, network)?;
-        let said = ranged.probe(&[far.at, far_too.at])?;
+        let said = ranged.reached(&[far.at, far_too.at], 1)?;
         ensure!(
             said.iter().all(|said| said.contains(&far.at.ip().to_string())) && !said.is_empty(),
             "reached: {said:?}"
@@ -125,7 +128,7 @@ fn restored_alone(alone: &Guest<'_>, far: &[SocketAddr]) -> anyhow::Result<()> {
         ..v1::CreateSandbox::default()
     };
     let opened = Guest { mesh, client, id: mesh.wait(client.create(&open))?.id };
-    let said = opened.probe(far)?;
+    let said = opened.reached(far, 2 * far.len())?;
     ensure!(said.len() == 2 * far.len(), "its creator gave it a network: {said:?}");
     Ok(())
 }
@@ -186,11 +189,11 @@ print("sent")
 fn changed_live(mesh: &Mesh, client: &Client, guest: &Guest<'_>, far: &Decoy, far_too: &Decoy) -> anyhow::Result<()> {
     let only_too = v1::Network { allow: vec![format!("{}/32", far_too.at.ip())], ..v1::Network::default() };
     mesh.wait(client.set_network(&guest.id, &only_too))?;
-    let said = guest.probe(&[far.at, far_too.at])?;
+    let said = guest.reached(&[far.at, far_too.at], 2)?;
     ensure!(said.len() == 2 && said.iter().all(|word| word.contains("11.22.44.1")), "only the other: {said:?}");
     let denied = v1::Network { deny: vec!["11.22.44.0/24".to_owned()], ..v1::Network::default() };
     mesh.wait(client.set_network(&guest.id, &denied))?;
-    let said = guest.probe(&[far.at, far_too.at])?;
+    let said = guest.reached(&[far.at, far_too.at], 2)?;
     ensure!(said.len() == 2 && said.iter().all(|word| word.contains("11.22.33.1")), "only the first: {said:?}");
     Ok(())
 }
@@ -198,7 +201,7 @@ fn changed_live(mesh: &Mesh, client: &Client, guest: &Guest<'_>, far: &Decoy, fa
 fn names_alone(mesh: &Mesh, client: &Client, far_too: &Decoy) -> anyhow::Result<()> {
     let policy = v1::Network { allow_domains: vec!["good.test".to_owned()], ..v1::Network::default() };
     let guest = Guest::create(mesh, client, policy)?;
-    ensure!(guest.fetch("http://good.test:8000/")? == "decoy", "the allowed name");
+    guest.fetches("http://good.test:8000/").context("the allowed name")?;
     ensure!(guest.fetch("http://other.test:8000/").is_err(), "another name was followed");
     let said = guest.probe(&[far_too.at, SocketAddr::from((RESOLVER, 53))])?;
     ensure!(said.is_empty(), "reached without a name: {said:?}");
@@ -235,6 +238,26 @@ impl<'a> Guest<'a> {
         Ok(words.filter_map(|word| word.as_str().map(str::to_owned)).collect())
     }
 
+    /// All of these that have answered once so many have.
+    fn reached(&self, targets: &[SocketAddr], count: usize) -> anyhow::Result<BTreeSet<String>> {
+        let mut reached = BTreeSet::new();
+        eventually("the answers", REACHED, || {
+            reached.extend(self.probe(targets)?);
+            ensure!(reached.len() >= count, "reached: {reached:?}");
+            Ok(())
+        })?;
+        Ok(reached)
+    }
+
+    /// A decoy answers at a URL.
+    fn fetches(&self, url: &str) -> anyhow::Result<()> {
+        eventually(url, REACHED, || {
+            let said = self.fetch(url)?;
+            ensure!(said == "decoy", "{url} says {said:?}");
+            Ok(())
+        })
+    }
+
     /// What a URL answers.
     fn fetch(&self, url: &str) -> anyhow::Result<String> {
         let program = "import sys, urllib.request\n\
@@ -250,7 +273,10 @@ impl<'a> Guest<'a> {
 
     /// Listens on a port, in the background.
     fn serve(&self, port: u16) -> anyhow::Result<()> {
-        let command = format!("nohup setsid python3 -m http.server {port} >/dev/null 2>&1 & sleep 1; echo on");
+        let command = format!(
+            "nohup setsid python3 -m http.server {port} >/dev/null 2>&1 & \
+            for i in $(seq 300); do curl -so /dev/null http://127.0.0.1:{port}/ && echo on && break; sleep 0.1; done"
+        );
         let ask = v1::Exec { command: Some(command), ..v1::Exec::default() };
         ensure!(self.mesh.wait(self.client.exec(&self.id, &ask))?.stdout == "on\n", "it doesn't listen");
         Ok(())

@@ -105,7 +105,9 @@ fn children_live_on(mesh: &Mesh, one: &Sandbox) -> anyhow::Result<()> {
     let begun = Instant::now();
     ensure_is(&one.says(mesh, "sleep 1234 & echo started")?, "started")?;
     ensure!(begun.elapsed() < Duration::from_secs(15), "the answer took {:?}", begun.elapsed());
-    one.says(mesh, "pgrep -f '^sleep 1234' && pkill -f '^sleep 1234'").map(drop).context("the child is gone")
+    // The answer may come before the child has become what it runs.
+    let until = "for i in $(seq 300); do pgrep -f '^sleep 1234' && break; sleep 0.1; done; pkill -f '^sleep 1234'";
+    one.says(mesh, until).map(drop).context("the child is gone")
 }
 
 fn files_go_both_ways(mesh: &Mesh, one: &Sandbox) -> anyhow::Result<()> {
@@ -130,9 +132,13 @@ fn lists_are_mesh_wide(mesh: &Mesh, one: &Sandbox) -> anyhow::Result<()> {
     for region in mesh.regions() {
         let filter =
             gateway_sdk::ListFilter { labels: [("team".into(), "search".into())].into(), ..Default::default() };
-        let list = mesh.wait(mesh.client_of(region)?.sandboxes(&filter))?;
-        let ids: BTreeSet<&str> = list.items.iter().map(|sandbox| sandbox.id.as_str()).collect();
-        ensure!(ids == BTreeSet::from([one.id.as_str(), far.id.as_str()]), "from {region}: {ids:?}");
+        // A region that answers late is listed as it was last known.
+        eventually("all are listed", Duration::from_secs(30), || {
+            let list = mesh.wait(mesh.client_of(region)?.sandboxes(&filter))?;
+            let ids: BTreeSet<&str> = list.items.iter().map(|sandbox| sandbox.id.as_str()).collect();
+            ensure!(ids == BTreeSet::from([one.id.as_str(), far.id.as_str()]), "from {region}: {ids:?}");
+            Ok(())
+        })?;
     }
     let info = mesh.wait(mesh.client_of("iad")?.sandbox("one"))?;
     ensure!(info.id == one.id && info.endpoint == mesh.endpoint("fra")?, "by name, from another region: {info:?}");
@@ -259,13 +265,13 @@ fn keys_come_and_go(mesh: &Mesh) -> anyhow::Result<()> {
     let endpoint = mesh.endpoint("sin")?;
     let with_new = gateway_sdk::Client::new(&endpoint, text)?;
     // The catalog's copy in another region is a moment behind.
-    eventually("the new key is known in sin", Duration::from_secs(10), || {
+    eventually("the new key is known in sin", Duration::from_secs(30), || {
         Ok(mesh.wait(with_new.regions()).map(drop)?)
     })?;
     let listed = mesh.atoll(&["key", "ls"])?.ok()?;
     ensure!(listed.contains("guest") && !listed.contains(text), "a list never shows a key:\n{listed}");
     mesh.atoll(&["key", "rm", "guest"])?.ok()?;
-    eventually("the key is refused in sin", Duration::from_secs(10), || {
+    eventually("the key is refused in sin", Duration::from_secs(30), || {
         ensure!(mesh.wait(with_new.regions()).is_err(), "a revoked key still opens");
         Ok(())
     })
@@ -288,8 +294,10 @@ fn an_interrupted_run_leaves_nothing(mesh: &Mesh) -> anyhow::Result<()> {
     let status = child.wait()?;
     ensure!(status.code() == Some(130), "it ended with {status}");
     ensure!(begun.elapsed() < Duration::from_secs(20), "it took {:?}", begun.elapsed());
-    ensure!(!ids()?.contains(&made), "{made} is left behind");
-    Ok(())
+    eventually("its sandbox is gone", Duration::from_secs(30), || {
+        ensure!(!ids()?.contains(&made), "{made} is left behind");
+        Ok(())
+    })
 }
 
 fn a_reader_goes_away(mesh: &Mesh, one: &Sandbox) -> anyhow::Result<()> {

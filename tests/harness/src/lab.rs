@@ -268,7 +268,7 @@ mod tests {
         let six = lab.far_decoy("2600:99::1".parse().expect("an address"), 80).expect("a decoy");
         lab.resolver(vec![("good.test", FAR)]).expect("a resolver");
         for at in [decoy.at, six.at] {
-            let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(5)).expect("reached");
+            let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(30)).expect("reached");
             let mut text = String::new();
             stream.read_to_string(&mut text).expect("read");
             assert!(text.ends_with("decoy"), "{text}");
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!((decoy.visitors(), six.visitors()), (1, 1));
         let query = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x04good\x04test\0\0\x01\0\x01";
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set");
         socket.send_to(query, (RESOLVER, 53)).expect("sent");
         let mut buffer = [0; 512];
         let length = socket.recv(&mut buffer).expect("answered");

@@ -119,7 +119,7 @@ mod tests {
         let mut before: Option<SessionStream> = None;
         for round in 0..3u8 {
             let connection = UnixStream::connect(&path).await.unwrap();
-            let opened = host::open(connection, [round; 16], Duration::from_secs(5));
+            let opened = host::open(connection, [round; 16], Duration::from_secs(30));
             let (host, guest) = tokio::join!(opened, channel.accept());
             let (mut host, mut guest) = (host.unwrap(), guest.unwrap());
             if let Some(mut before) = before.take() {

@@ -118,7 +118,7 @@ async fn an_interrupt_and_a_timeout_end_an_execution_and_not_the_context() {
     assert!(lab.contexts.list().contexts[0].busy);
     lab.contexts.interrupt("default").unwrap();
     assert_eq!(summary(all(running).await), ("KeyboardInterrupt()".to_owned(), InterpreterOutcome::Interrupted));
-    let request = InterpreterRequest { timeout_seconds: Some(1), ..text("while True: pass") };
+    let request = InterpreterRequest { timeout_seconds: Some(3), ..text("while True: pass") };
     let events = all(lab.begin(request).await).await;
     assert_eq!(summary(events).1, InterpreterOutcome::TimedOut);
     assert_eq!(lab.told("x").await, completed("[1]"));
@@ -127,7 +127,9 @@ async fn an_interrupt_and_a_timeout_end_an_execution_and_not_the_context() {
 #[tokio::test]
 async fn one_that_does_not_end_when_interrupted_is_killed_with_its_context() {
     let lab = Lab::new();
-    let stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass";
+    // Its start takes of a timeout too.
+    lab.told("import signal\nignored = signal.signal(signal.SIGINT, signal.SIG_IGN)").await;
+    let stubborn = "while True: pass";
     let start = Instant::now();
     let events = all(lab.begin(InterpreterRequest { timeout_seconds: Some(1), ..text(stubborn) }).await).await;
     let (told, outcome) = summary(events);
@@ -139,10 +141,18 @@ async fn one_that_does_not_end_when_interrupted_is_killed_with_its_context() {
 #[tokio::test]
 async fn executions_wait_their_turn_within_their_own_timeout() {
     let lab = Lab::new();
-    let first = lab.begin(text("import time\ntime.sleep(2)\n1")).await;
+    let go = lab.place.home.join("go");
+    let waits = format!(
+        "import os, time\nfor _ in range(600):\n    if os.path.exists('{}'): break\n    time.sleep(0.1)\n1",
+        go.display()
+    );
+    let first = lab.begin(text(&waits)).await;
     let second = lab.begin(text("2")).await;
-    let hasty = lab.begin(InterpreterRequest { timeout_seconds: Some(1), ..text("y = 3") }).await;
-    assert_eq!(summary(all(hasty).await), (String::new(), InterpreterOutcome::TimedOut));
+    let mut hasty = lab.begin(InterpreterRequest { timeout_seconds: Some(1), ..text("y = 3") }).await;
+    // Told at once, though its events end with its turn.
+    let told = tokio::time::timeout(Duration::from_secs(30), hasty.recv()).await.unwrap().unwrap();
+    assert_eq!(summary(vec![told]), (String::new(), InterpreterOutcome::TimedOut));
+    std::fs::write(&go, b"").unwrap();
     assert_eq!(summary(all(first).await), completed("[1]"));
     assert_eq!(summary(all(second).await), completed("[2]"));
     assert_eq!(lab.told("'y' in globals()").await, completed("[False]"), "who gave up isn't run");

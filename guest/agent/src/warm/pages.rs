@@ -87,7 +87,8 @@ mod tests {
             .spawn()
             .unwrap();
         let pid = child.id().cast_signed();
-        while !fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap().starts_with("0 ") {
+        // It reads other files while it starts.
+        while !fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap().starts_with("0 0x0 ") {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
         let pages = of(pid).unwrap();

@@ -121,7 +121,7 @@ async fn open_files(host: &Host) {
 }
 
 async fn disk(host: &Host) {
-    let (_, reply, _) = run(host, "dd if=/dev/zero of=/fill bs=1M", 60).await;
+    let (_, reply, _) = run(host, "dd if=/dev/zero of=/fill bs=1M", 180).await;
     assert!(plain(&reply.unwrap().stderr).contains("No space left on device"));
     answers(host).await;
     let before: u64 = host.sh("df -B1 --output=size / | tail -1").await.trim().parse().unwrap();

@@ -25,7 +25,7 @@ use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 /// How long a guest may take to boot on a machine that builds and tests beside it.
-pub(crate) const BOOT: Duration = Duration::from_secs(60);
+pub(crate) const BOOT: Duration = Duration::from_secs(120);
 
 /// The image of this source tree, built if it must be.
 pub(crate) fn image() -> ImageDir {

@@ -102,6 +102,7 @@ async fn vm_python_programs_give_what_fresh_processes_give() {
     let guest = Guest::start(&image());
     let host = up(&guest).await;
     // They are started ahead indeed.
+    wait_for_parked(&host, "python").await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let age: f64 = plain(&ahead(&host, "python", AGE).await.stdout).trim().parse().unwrap();
     assert!(age > 0.9, "{age}");

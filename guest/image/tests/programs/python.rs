@@ -201,7 +201,7 @@ pub(crate) const PROGRAMS: &[(&str, &str)] = &[
     ),
     (
         "a binary file that is never closed",
-        "f = open('/tmp/left', 'wb'); f.write(b'x' * 100)\nimport subprocess; p = subprocess.Popen('sleep 0.5; stat -c %s /tmp/left', shell=True)\n",
+        "f = open('/tmp/left', 'wb'); f.write(b'x' * 100)\nimport subprocess; p = subprocess.Popen('sleep 5; stat -c %s /tmp/left', shell=True)\n",
     ),
     (
         "exit codes that are given at the end",
