@@ -28,7 +28,7 @@ async fn be_the_peer(folder: &Path) {
     let identity = NodeIdentity::load(folder).expect("an identity");
     let port = std::fs::read_to_string(folder.join(PORT_FILE)).map_or(0, |port| port.parse().expect("a port"));
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let fabric = QuicFabric::bind(QuicConfig { listen, identity }).expect("binds");
+    let fabric = bind(listen, &identity).await;
     let pid = std::process::id();
     let answer = move |_: NodeId, (): ()| async move { pid };
     let never = CancellationToken::new();
@@ -129,16 +129,28 @@ async fn a_killed_peer_is_noticed_and_reached_again_once_it_is_back() {
     assert!(call_peer(&fabric, &peer, Protocol::Raft).await.is_err());
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 
+    let written = || std::fs::metadata(&port_file).and_then(|file| file.modified()).expect("a time");
+    let before = written();
     let second = start(folder.path());
-    let begun = Instant::now();
-    assert_eq!(call_until_answered(&fabric, &peer, Protocol::NodeApi).await, second.0.id());
-    assert_eq!(call_until_answered(&fabric, &peer, Protocol::Raft).await, second.0.id());
-    let again = begun.elapsed();
+    let listens = async {
+        while written() == before {
+            sleep(Duration::from_millis(20)).await;
+        }
+        Instant::now()
+    };
+    let answers = async {
+        assert_eq!(call_until_answered(&fabric, &peer, Protocol::NodeApi).await, second.0.id());
+        assert_eq!(call_until_answered(&fabric, &peer, Protocol::Raft).await, second.0.id());
+        Instant::now()
+    };
+    let (listened, answered) = tokio::join!(timeout(PATIENCE, listens), answers);
+    // What a busy machine needs to start the process is not the fabric's.
+    let again = answered.saturating_duration_since(listened.expect("the peer starts again"));
     assert!(again < Duration::from_secs(10), "{again:?}");
     let mut rest = Vec::new();
     let broken = timeout(PATIENCE, held.recv.read_to_end(&mut rest)).await.expect("the old stream ends");
     assert!(broken.is_err(), "{broken:?}");
-    println!("reached again {again:?} after the start of the process");
+    println!("reached again {again:?} after the peer began to listen");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,21 +160,30 @@ async fn a_stream_asked_for_before_its_peer_listens_opens_soon_after_it_does() {
     let (fra, iad) = (mesh.issue(&node("fra-1"), forever), mesh.issue(&node("iad-1"), forever));
     let (fra, iad) = (fra.expect("an identity"), iad.expect("an identity"));
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let fabric = QuicFabric::bind(QuicConfig { listen: anywhere, identity: fra }).expect("binds");
     let before = QuicFabric::bind(QuicConfig { listen: anywhere, identity: iad.clone() }).expect("binds");
     let address = before.local_address();
     before.close().await;
     drop(before);
     let peer = Peer { address, node: Some(node("iad-1")) };
-    let opening = {
-        let (fabric, peer) = (Arc::clone(&fabric), peer.clone());
-        tokio::spawn(async move { fabric.open(&peer, Protocol::NodeApi).await.map(|stream| stream.peer) })
+    let opened = loop {
+        let fabric = bind(anywhere, &fra).await;
+        let asked = Instant::now();
+        let opening = {
+            let (fabric, peer) = (Arc::clone(&fabric), peer.clone());
+            tokio::spawn(async move { fabric.open(&peer, Protocol::NodeApi).await.map(|stream| stream.peer) })
+        };
+        // By now the first attempt repeats its packet only once in a second and more.
+        sleep(Duration::from_millis(1_300)).await;
+        let begun = Instant::now();
+        let after = bind(address, &iad).await;
+        let in_time = asked.elapsed() < Duration::from_secs(2);
+        let opened = timeout(PATIENCE, opening).await.expect("in time").expect("no panic");
+        if opened.is_ok() || in_time {
+            println!("opened {:?} after the peer began to listen", begun.elapsed());
+            break opened;
+        }
+        // The machine paused, and the dial's five seconds were over too soon: once more, from the begin.
+        after.close().await;
     };
-    // By now the first attempt repeats its packet only once in a second and more.
-    sleep(Duration::from_millis(1_300)).await;
-    let begun = Instant::now();
-    let _after = bind(address, &iad).await;
-    let opened = timeout(PATIENCE, opening).await.expect("in time").expect("no panic").expect("opens");
-    assert_eq!(opened, node("iad-1"));
-    println!("opened {:?} after the peer began to listen", begun.elapsed());
+    assert_eq!(opened.expect("opens"), node("iad-1"));
 }

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,9 +20,9 @@ use support::{Cluster, OPTIONS, PATIENCE, command, node, until};
 /// Snapshots soon, and keeps nothing behind them.
 const SNAPSHOTS: GroupOptions = GroupOptions { snapshot_every: 20, entries_kept: 0, ..OPTIONS };
 
-/// For tests of who goes on leading: a machine that pauses for three seconds elects nobody.
+/// For tests of who goes on leading: a machine that pauses for six seconds elects nobody.
 const STEADY: GroupOptions =
-    GroupOptions { timing: Timing { heartbeat_ms: 100, election_min_ms: 1500, election_max_ms: 2000 }, ..OPTIONS };
+    GroupOptions { timing: Timing { heartbeat_ms: 100, election_min_ms: 3000, election_max_ms: 4000 }, ..OPTIONS };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_and_no_acknowledged_write_is_lost() {
@@ -269,10 +270,18 @@ async fn a_member_that_lost_its_disk_does_not_begin_the_group_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_leader_a_proposal_ends_at_its_deadline() {
     let cluster = Cluster::open(1, OPTIONS, StoreKind::Sled).await;
-    let begun = tokio::time::Instant::now();
-    let refused = cluster.group(1).propose(command(1), Duration::from_millis(300)).await;
-    assert!(matches!(refused, Err(ProposeError::NoLeader { .. })), "{refused:?}");
-    assert!(begun.elapsed() >= Duration::from_millis(300) && begun.elapsed() < Duration::from_secs(5));
+    until("it is said that nobody leads", || async {
+        let begun = tokio::time::Instant::now();
+        let refused = cluster.group(1).propose(command(1), Duration::from_millis(300)).await;
+        assert!(begun.elapsed() >= Duration::from_millis(300) && begun.elapsed() < Duration::from_secs(5));
+        match refused {
+            Err(ProposeError::NoLeader { .. }) => Some(()),
+            // The last try was cut short by the deadline before this busy member answered it.
+            Err(ProposeError::Unknown { .. }) => None,
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -284,10 +293,12 @@ async fn the_lead_is_handed_over_without_a_gap() {
     // Who lacks an entry doesn't take the lead.
     cluster.holds(next, 1..=1).await;
     cluster.group(first).transfer_leader(node(next)).await.expect("asked");
+    let asked = Cell::new(first);
     until("the other leads", || async {
         let leader = cluster.leader().await;
-        if leader != first && leader != next {
-            // The question came too late, and the third was elected meanwhile.
+        if leader != asked.get() && leader != next {
+            // The question came too late, and a third was elected meanwhile.
+            asked.set(leader);
             cluster.group(leader).transfer_leader(node(next)).await.expect("asked");
         }
         (leader == next).then_some(())

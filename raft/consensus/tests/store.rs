@@ -320,14 +320,16 @@ async fn a_store_of_another_node_kind_or_schema_is_refused_with_a_sentence() {
 
 #[test]
 fn a_store_that_is_just_being_closed_is_waited_for() {
-    let folder = TempDir::new().expect("a folder");
-    let open = SledBackend::open(folder.path()).expect("a store");
-    let closing = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
-        drop(open);
-    });
-    SledBackend::open(folder.path()).expect("it is free in time");
-    closing.join().expect("closed");
+    for kind in [StoreKind::Sled, StoreKind::Redb] {
+        let folder = TempDir::new().expect("a folder");
+        let open = open(kind, folder.path());
+        let closing = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(open);
+        });
+        self::open(kind, folder.path());
+        closing.join().expect("closed");
+    }
 }
 
 /// Where the child below writes, and on which store. Without them it does nothing.

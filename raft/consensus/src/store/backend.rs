@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -13,6 +14,23 @@ pub const BATCH_ENTRIES_MAX: usize = 100;
 /// Bytes of one value at most. sled moves values of about 128 KiB and more to files of their own, which the sync of
 /// its log file doesn't cover.
 pub const VALUE_BYTES_MAX: usize = 112 * 1024;
+
+/// How long an opening waits for who has the store open.
+const FREE_WITHIN: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// Opens a store once nobody else has it open: a thread that closes it may go on for a moment after its last handle is
+/// gone. Blocks.
+pub(super) fn once_free<T, E>(open: impl Fn() -> Result<T, E>, is_locked: impl Fn(&E) -> bool) -> Result<T, E> {
+    let begun = Instant::now();
+    loop {
+        match open() {
+            Err(error) if is_locked(&error) && begun.elapsed() < FREE_WITHIN => std::thread::sleep(AGAIN_AFTER),
+            opened => return opened,
+        }
+    }
+}
 
 /// A key and its value.
 pub type Pair = (Vec<u8>, Vec<u8>);

@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use redb::{Database, Durability, ReadableDatabase, TableDefinition, WriteTransaction};
+use redb::{Database, DatabaseError, Durability, ReadableDatabase, TableDefinition, WriteTransaction};
 
-use super::backend::{Backend, Pair, StoreError, StoreKind};
+use super::backend::{Backend, Pair, StoreError, StoreKind, once_free};
 
 /// Bytes of pages that redb may keep in memory, as for sled.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -20,12 +20,13 @@ pub struct RedbBackend {
 }
 
 impl RedbBackend {
-    /// Opens or creates the store in a folder.
+    /// Opens or creates the store in a folder. Blocks: up to 5 s while another has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |cause: &dyn std::fmt::Display| StoreError::open(StoreKind::Redb, path, cause);
         fs::create_dir_all(path).map_err(|error| failed(&error))?;
-        let db = Database::builder().set_cache_size(CACHE_BYTES).create(path.join(FILE));
-        let backend = Self::over(db.map_err(|error| failed(&error))?)?;
+        let create = || Database::builder().set_cache_size(CACHE_BYTES).create(path.join(FILE));
+        let locked = |error: &DatabaseError| matches!(error, DatabaseError::DatabaseAlreadyOpen);
+        let backend = Self::over(once_free(create, locked).map_err(|error| failed(&error))?)?;
         // The name of a file just created must survive too.
         File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| failed(&error))?;
         Ok(backend)

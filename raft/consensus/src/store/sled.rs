@@ -6,16 +6,13 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use super::backend::{BATCH_ENTRIES_MAX, Backend, Pair, StoreError, StoreKind};
+use super::backend::{BATCH_ENTRIES_MAX, Backend, Pair, StoreError, StoreKind, once_free};
 
 /// Bytes of pages that sled may keep in memory. Its default is 1 GiB; a group's live log is some megabytes.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// sled's log file in its folder.
 const LOG_FILE: &str = "db";
-/// How long an opening waits for who has the store open.
-const UNLOCKED_WITHIN: Duration = Duration::from_secs(5);
 
 /// An ordered map on sled.
 pub struct SledBackend {
@@ -32,27 +29,13 @@ impl SledBackend {
             .cache_capacity(CACHE_BYTES)
             // Flushing is ours to decide: a periodic one would only add writes nobody waits for.
             .flush_every_ms(None);
-        let db = unlocked(&config).map_err(|error| failed(&error))?;
+        // sled has no kind for it (`Config::try_lock`).
+        let locked = |error: &sled::Error| matches!(error, sled::Error::Io(error) if error.to_string().starts_with("could not acquire lock"));
+        let db = once_free(|| config.open(), locked).map_err(|error| failed(&error))?;
         let log = File::open(path.join(LOG_FILE)).map_err(|error| failed(&error))?;
         // The names of files just created must survive too.
         File::open(path).and_then(|folder| folder.sync_all()).map_err(|error| failed(&error))?;
         Ok(Self { db, log })
-    }
-}
-
-/// Opens it once nobody else has it open. A thread of sled's may hold the lock for a moment after the last handle is gone.
-fn unlocked(config: &sled::Config) -> sled::Result<sled::Db> {
-    let begun = Instant::now();
-    loop {
-        match config.open() {
-            // sled has no kind for it (`Config::try_lock`).
-            Err(sled::Error::Io(error))
-                if begun.elapsed() < UNLOCKED_WITHIN && error.to_string().starts_with("could not acquire lock") =>
-            {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            opened => return opened,
-        }
     }
 }
 
