@@ -6,7 +6,7 @@ use std::path::Path;
 use guest_proto::surface::{ExecRequest, Identity};
 
 use crate::exec::{Command, laid_out};
-use crate::{http, identity, warm};
+use crate::{http, identity};
 
 /// Reads bytes as everything that the agent reads from its host before it acts, and as a transpiler's output. It must
 /// neither panic nor hang, nor let pass what can't be meant.
@@ -28,7 +28,6 @@ pub fn hostile(data: &[u8]) {
             }
         }
         _ => {
-            warm::packet::hostile(rest);
             let output = String::from_utf8_lossy(rest);
             assert!(laid_out(&output).len() < output.len() + (2 << 20), "a map stretched a program");
         }

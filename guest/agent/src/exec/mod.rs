@@ -22,4 +22,4 @@ pub(crate) use code::{
 pub(crate) use command::{Command, merged, strings, timeout};
 pub(crate) use engine::{Ended, Engine, Running, feed};
 pub(crate) use reaper::{Reaper, Scope};
-pub(crate) use typescript::{ESBUILD, OPTIONS as ESBUILD_OPTIONS, laid_out, transpiler};
+pub(crate) use typescript::{laid_out, transpiler};

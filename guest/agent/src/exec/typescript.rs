@@ -15,27 +15,25 @@ const MAP: &str = "//# sourceMappingURL=data:application/json;base64,";
 /// Most lines that a program is stretched by: hostile maps name any line.
 const LINES_MAX: usize = 1 << 20;
 
-/// What it does to every program.
-pub(crate) const OPTIONS: &[&str] = &[
-    "--loader=ts",
-    "--platform=node",
-    "--format=cjs",
-    "--target=node18",
-    // No token is longer than a line then: templates become texts that are joined.
-    "--supported:template-literal=false",
-    "--sourcefile=[stdin]",
-    "--sourcemap=inline",
-    "--sources-content=false",
-    "--legal-comments=none",
-    "--log-level=error",
-    "--color=false",
-];
-
 /// The command that transpiles a program, for the interpreter's command: the same place and limits.
 pub(crate) fn transpiler(of: &Command, code: Vec<u8>) -> Command {
+    let arguments = [
+        "--loader=ts",
+        "--platform=node",
+        "--format=cjs",
+        "--target=node18",
+        // No token is longer than a line then: templates become texts that are joined.
+        "--supported:template-literal=false",
+        "--sourcefile=[stdin]",
+        "--sourcemap=inline",
+        "--sources-content=false",
+        "--legal-comments=none",
+        "--log-level=error",
+        "--color=false",
+    ];
     Command {
         program: ESBUILD.into(),
-        arguments: OPTIONS.iter().map(|&option| option.to_owned()).collect(),
+        arguments: arguments.map(str::to_owned).to_vec(),
         environment: of.environment.clone(),
         cwd: of.cwd.clone(),
         stdin: if code.is_empty() { b"\n".to_vec() } else { code },

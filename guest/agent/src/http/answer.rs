@@ -175,14 +175,10 @@ impl Agent {
         let mut command = prepare_code(language, request, environment, home)?;
         if language == Language::TypeScript {
             let code = std::mem::take(&mut command.stdin);
-            if let Some(program) = self.warm.transpiled(&code, command.limits.timeout).await {
-                command.stdin = laid_out(&program).into_bytes();
-            } else {
-                match self.engine.run(transpiler(&command, code)).await? {
-                    Ended::Reply(reply) if reply.exit_code == 0 => command.stdin = javascript(&reply)?,
-                    // A program that can't be read: its errors are the answer.
-                    ended => return told(ended.merged(command.limits.merge)),
-                }
+            match self.engine.run(transpiler(&command, code)).await? {
+                Ended::Reply(reply) if reply.exit_code == 0 => command.stdin = javascript(&reply)?,
+                // A program that can't be read: its errors are the answer.
+                ended => return told(ended.merged(command.limits.merge)),
             }
         }
         let parked = self.warm.take_for(&self.place, kind, &command).await;

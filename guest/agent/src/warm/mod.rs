@@ -5,7 +5,6 @@
 //! pages     what a forked one will write to is its own before it is used
 //! python    a fork server; its children wait just before they open their program
 //! node      processes that wait for their program on standard input
-//! esbuild   one process that takes the types out of programs; packet: what is said to it
 //! zygote.py, node.js   the interpreters' side
 //!
 //! empty -> (started, exercised) -> parked -> taken -> (a program's process like any other)
@@ -14,9 +13,7 @@
 //! A parked interpreter goes on as a fresh one would, so its program can't tell. Where it couldn't (variables that an
 //! interpreter reads while it starts, none parked, one that died) a fresh one is started as for any command.
 
-mod esbuild;
 mod node;
-pub(crate) mod packet;
 mod pages;
 mod park;
 mod python;
@@ -34,7 +31,6 @@ use tokio::sync::{Notify, watch};
 use crate::console::say;
 use crate::exec::{Command, Reaper, importable, merged};
 use crate::limits::Bounds;
-use esbuild::Transpiler;
 pub(crate) use park::{Ends, Parked};
 
 /// Python interpreters parked: one answers a caller who waits for each answer, the others callers who come at once. Each is
@@ -135,7 +131,6 @@ pub(crate) struct Warm(Arc<Shelves>);
 struct Shelves {
     python: Shelf,
     node: Shelf,
-    transpiler: Option<Arc<Transpiler>>,
 }
 
 /// The parked ones of one kind.
@@ -203,17 +198,13 @@ impl Shelf {
 impl Warm {
     /// None at all: every program starts a fresh interpreter.
     pub(crate) fn none() -> Self {
-        Self(Arc::new(Shelves { python: Shelf::new(0), node: Shelf::new(0), transpiler: None }))
+        Self(Arc::new(Shelves { python: Shelf::new(0), node: Shelf::new(0) }))
     }
 
     /// Starts interpreters and keeps them in number. Must be called on the runtime.
     pub(crate) fn start(place: Place, reaper: Reaper, bounds: Arc<Bounds>) -> io::Result<Self> {
         write_scripts(&place.scripts)?;
-        let warm = Self(Arc::new(Shelves {
-            python: Shelf::new(PYTHON_PARKED),
-            node: Shelf::new(NODE_PARKED),
-            transpiler: Some(Transpiler::start(place.clone(), reaper.clone(), Arc::clone(&bounds))),
-        }));
+        let warm = Self(Arc::new(Shelves { python: Shelf::new(PYTHON_PARKED), node: Shelf::new(NODE_PARKED) }));
         let python = python::Starter::new(place.clone(), reaper.clone(), Arc::clone(&bounds));
         tokio::spawn(warm.clone().keep(Kind::Python, python));
         tokio::spawn(warm.clone().keep(Kind::Node, node::Starter { place, reaper, bounds }));
@@ -286,21 +277,12 @@ impl Warm {
         old.into_iter().for_each(Parked::end);
     }
 
-    /// A program without its types, and its source map. None where that is left to a process of its own: it has errors,
-    /// or nothing waits for it.
-    pub(crate) async fn transpiled(&self, code: &[u8], limit: Option<Duration>) -> Option<String> {
-        self.0.transpiler.as_ref()?.transpiled(code, limit).await
-    }
-
     /// Waits until all are parked, or can't be, or it takes too long.
     pub(crate) async fn parked(&self) {
         let all = async {
             for shelf in [&self.0.python, &self.0.node] {
                 // The sender is ours and lives.
                 let _ = shelf.full.subscribe().wait_for(|full| *full).await;
-            }
-            if let Some(transpiler) = &self.0.transpiler {
-                transpiler.ready().await;
             }
         };
         let _ = tokio::time::timeout(ALL_PARKED_MAX, all).await;

@@ -136,7 +136,6 @@ async fn vm_javascript_programs_give_what_fresh_processes_give() {
     let guest = Guest::start(&image());
     let host = up(&guest).await;
     typescript::types_are_taken_out_and_lines_stay(&host).await;
-    typescript::the_transpiler_is_warm_and_is_replaced(&host).await;
     times(&host, "javascript", "console.log('Hello World!')", 5, Duration::from_secs(4)).await;
 }
 
