@@ -135,6 +135,7 @@ async fn vm_python_programs_give_what_fresh_processes_give() {
 async fn vm_javascript_programs_give_what_fresh_processes_give() {
     let guest = Guest::start(&image());
     let host = up(&guest).await;
+    compare(&host, "javascript", &javascript::PROGRAMS[..13]).await;
     typescript::types_are_taken_out_and_lines_stay(&host).await;
     times(&host, "javascript", "console.log('Hello World!')", 5, Duration::from_secs(4)).await;
 }
